@@ -1,0 +1,70 @@
+"""One step's input: the only thing that changes from step to step. Ragged, never padded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS = 32  # tokens in one KV block (kBlockTokens in csrc/kernels.h)
+
+
+@dataclass
+class Batch:
+    """S sequences, T rows in all (rows of one sequence are neighbours, positions ascending).
+
+    ids          int32 [T]      token ids
+    positions    int32 [T]      absolute positions, 0-based
+    starts       int32 [S + 1]  sequence s owns rows starts[s] .. starts[s + 1]
+    context      int32 [S]      keys in the cache once this step's rows are appended (last position + 1)
+    block_table  int32 [S, B]   KV block of tokens 32*b .. 32*b + 31; entries past the context are ignored
+    logit_rows   int32 [R]      rows whose logits are wanted, ascending; may be empty
+    """
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    context: NDArray[np.int32]
+    block_table: NDArray[np.int32]
+    logit_rows: NDArray[np.int32]
+
+
+class KvCache(Protocol):
+    """Paged key/value storage of one session. Blocks are reference-counted; ids are small integers."""
+
+    def allocate(self) -> int:
+        """A fresh block with one reference. Raises OutOfMemoryError."""
+
+    def share(self, block: int) -> None:
+        """One more reference."""
+
+    def release(self, block: int) -> None:
+        """One reference less; the block is free at zero."""
+
+    def references(self, block: int) -> int:
+        """References held on a block."""
+
+    def copy(self, block: int) -> int:
+        """A fresh block with the same content (copy-on-write)."""
+
+    @property
+    def blocks_in_use(self) -> int:
+        """Blocks with at least one reference."""
+
+
+class Runner(Protocol):
+    """A loaded program on some device: what the engine drives."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    def new_cache(self) -> KvCache:
+        """An empty cache; caches are independent, a runner may serve many at once."""
+
+    def run(self, batch: Batch, cache: KvCache) -> NDArray[np.float32]:
+        """One step; logits float32 [R, V]. The array may be reused by the next run with the same cache: copy to keep."""
