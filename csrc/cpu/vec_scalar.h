@@ -98,7 +98,10 @@ PYLLM_INLINE F16 f_choose_less(const F16& x, const F16& y, const F16& yes, const
 }
 // To the nearest integer, ties to even; |x| < 2^22.
 PYLLM_INLINE F16 f_round(const F16& x) {
-  return f_map(x, [](V4 p) { return (p + v4(12582912.0f)) - v4(12582912.0f); });
+  return f_map(x, [](V4 p) {
+    const V4 r = (p + v4(12582912.0f)) - v4(12582912.0f);
+    return bits_as<V4>(bits_as<U4>(r) | (bits_as<U4>(p) & u4(0x80000000u)));  // -0.2 gives -0
+  });
 }
 // 2^n for integral n in [-126, 127].
 PYLLM_INLINE F16 f_exp2i(const F16& n) {
