@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests: real data, toy checkpoints, the instruction sets of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_models import CONFIGS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
+ISAS = ("scalar", "avx2", "avx512", "amx")  # slowest first
+
+
+def data_path(relative: str) -> Path:
+    """A file or folder of the real test data (PYLLM_TEST_DATA, default ../shared/data); skips the test when absent."""
+    root = Path(os.environ.get("PYLLM_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    path = root / relative
+    if not path.exists():
+        pytest.skip(f"test data {relative} is not under {root} (set PYLLM_TEST_DATA)")
+    return path
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that the built core supports here, slowest first; empty when there is no core."""
+    try:
+        from pyllm import _core
+    except ImportError:
+        return []
+    return [name for name in ISAS if name in _core.available_isas()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`isa`: every instruction set of this machine. `toy_model`: the folder name of every toy checkpoint."""
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", available_isas())
+    if "toy_model" in metafunc.fixturenames:
+        metafunc.parametrize("toy_model", CONFIGS)
+
+
+def toy_folder(name: str) -> Path:
+    """The checkpoint folder of a toy model (fixtures/README.md)."""
+    return FIXTURES / name
+
+
+def toy_config(name: str) -> dict[str, Any]:
+    """config.json of a toy model."""
+    return json.loads((toy_folder(name) / "config.json").read_text())
+
+
+def recorded_logits(name: str) -> list[tuple[list[int], np.ndarray]]:
+    """(prompt ids, float32 logits [T, V]) recorded from transformers."""
+    with np.load(toy_folder(name) / "logits.npz") as arrays:
+        return [(arrays[f"prompt_{i}"].tolist(), arrays[f"logits_{i}"]) for i in range(len(arrays) // 2)]
+
+
+def recorded_cases(name: str, file: str = "generation.json") -> list[dict[str, Any]]:
+    """Recorded generate() calls of a toy model: dicts with name, prompt, options, token_ids, scores."""
+    return json.loads((toy_folder(name) / file).read_text())["cases"]

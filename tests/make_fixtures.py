@@ -1,0 +1,323 @@
+"""Makes tests/fixtures/: toy checkpoints with random weights, and what Hugging Face transformers computes from them.
+
+    python tests/make_fixtures.py            everything but group beams (transformers 5, torch)
+    python tests/make_fixtures.py --groups   group beam search only: transformers 4.53 is the last line with it built in
+
+The format is described in tests/fixtures/README.md. Every token choice is recorded in float32 and confirmed in float64:
+a case whose choice rests on rounding stops the script instead of making a flaky test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+from toy_models import CONFIGS, SEARCH_MODELS, STORED_DTYPE, VOCAB_SIZE
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+Model = Any
+Case = dict[str, Any]
+
+
+def random_model(name: str) -> Model:
+    """A float32 model whose logits have a deviation of 1 to 3; every weight is exact in the stored type."""
+    config = AutoConfig.for_model(**CONFIGS[name])
+    model = AutoModelForCausalLM.from_config(config).eval().float()
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                value = 0.3 * noise if key.endswith("bias") else 1 + 0.2 * noise
+            elif any(part in key for part in ("wte", "wpe", "embed_tokens")):
+                value = 0.4 * noise
+            else:
+                inputs = parameter.shape[0 if ".c_" in key else 1]  # GPT-2's Conv1D is stored [in, out]
+                to_residual = any(part in key for part in ("c_proj", "o_proj", "down_proj"))
+                value = (2.5 if to_residual else 1.4) * noise / inputs**0.5  # outweighs the token's own embedding
+            parameter.copy_(value.to(getattr(torch, STORED_DTYPE[name])).float())
+    return model
+
+
+def write_checkpoint(name: str, model: Model) -> None:
+    """config.json, generation_config.json and model.safetensors. A tied head is left out; "gpt2" has no `transformer.`."""
+    folder = FIXTURES / name
+    folder.mkdir(parents=True, exist_ok=True)
+    config = CONFIGS[name] | {"torch_dtype": STORED_DTYPE[name]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    special = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    (folder / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
+    tensors = {key: p.to(getattr(torch, STORED_DTYPE[name])).contiguous() for key, p in model.named_parameters()}
+    if name == "gpt2":  # as the Hub's own gpt2 stores it
+        tensors = {key.removeprefix("transformer."): value for key, value in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def prompts(name: str) -> list[list[int]]:
+    """Prompts of 1, 7, 20 and 40 ids (the last crosses a 32-token block and every sliding window)."""
+    random = np.random.RandomState(zlib.crc32(b"prompts " + name.encode()))
+    return [random.randint(3, 128, size=n).tolist() for n in (1, 7, 20, 40)]
+
+
+def record_logits(name: str, model: Model) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    one, seven, _, forty = prompts(name)
+    for index, prompt in enumerate((one, seven, forty)):
+        with torch.no_grad():
+            arrays[f"prompt_{index}"] = np.array(prompt, np.int32)
+            arrays[f"logits_{index}"] = model(torch.tensor([prompt])).logits[0].numpy()
+    np.savez_compressed(FIXTURES / name / "logits.npz", **arrays)
+
+
+def new_tokens(sequence: list[int], prompt: list[int], eos: int | list[int] | None) -> list[int]:
+    """What was generated: without the prompt, and without the padding after the end token."""
+    ends = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
+    generated = sequence[len(prompt) :]
+    for index, token in enumerate(generated):
+        if token in ends:
+            return generated[: index + 1]
+    return generated
+
+
+def generate(model: Model, prompt: list[int], options: dict[str, Any]) -> Case:
+    """One call of transformers' generate with nothing but `options` set (no generation_config.json)."""
+    model.generation_config = GenerationConfig()
+    keep_scores = model.dtype == torch.float32  # group beam search can keep no others
+    config = GenerationConfig(**options, pad_token_id=0, return_dict_in_generate=True, output_scores=keep_scores)
+    ids = torch.tensor([prompt])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    tokens = [new_tokens(s, prompt, options.get("eos_token_id")) for s in output.sequences.tolist()]
+    scores = output.sequences_scores.tolist() if keep_scores and options.get("num_beams", 1) > 1 else None
+    return {"prompt": prompt, "options": options, "token_ids": tokens, "scores": scores}
+
+
+def record_case(model: Model, model64: Model, label: str, prompt: list[int], options: dict[str, Any]) -> Case:
+    case, exact = generate(model, prompt, options), generate(model64, prompt, options)
+    if case["token_ids"] != exact["token_ids"]:
+        raise SystemExit(f"{label}: float32 and float64 disagree, choose another prompt or seed")
+    return {"name": label, **case}
+
+
+def likely_ends(model: Model, prompt: list[int]) -> list[int]:
+    """Tokens that hypotheses meet in their middle: as eos_token_id they end some beams early and others never."""
+    free = generate(model, prompt, {"num_beams": 6, "num_return_sequences": 6, "max_new_tokens": 14})
+    counts = Counter(token for tokens in free["token_ids"] for token in set(tokens[3:11]) - set(tokens[:3]))
+    return [token for token, _ in counts.most_common(3)]
+
+
+def beam_options(eos: list[int]) -> list[tuple[str, dict[str, Any]]]:
+    cases: list[tuple[str, dict[str, Any]]] = []
+    for beams in (2, 3, 4, 8):
+        for early in (True, False, "never"):
+            for penalty in (0.5, 1.0, 2.0):
+                returned = {2: 1, 3: 3, 4: 2, 8: 5}[beams]
+                options = {"num_beams": beams, "early_stopping": early, "length_penalty": penalty}
+                options |= {"num_return_sequences": returned, "max_new_tokens": 12, "eos_token_id": eos[0]}
+                cases.append((f"beams {beams} early_stopping {early} length_penalty {penalty}", options))
+    two = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 14}
+    cases += [
+        ("beams, no end token", two),
+        ("beams, three end tokens", two | {"eos_token_id": eos}),
+        ("beams, negative length penalty", two | {"eos_token_id": eos[0], "length_penalty": -1.0}),
+        ("beams, no length penalty", two | {"eos_token_id": eos[0], "length_penalty": 0.0}),
+        ("beams, one new token", two | {"eos_token_id": eos[0], "max_new_tokens": 1}),
+        ("beams, max_length", {"num_beams": 3, "max_length": 24, "eos_token_id": eos[0]}),
+    ]
+    return cases
+
+
+def filter_options(eos: list[int], greedy: list[int], prompt_length: int) -> list[tuple[str, dict[str, Any]]]:
+    """Each filter alone and a few together; token lists are taken from the unfiltered text so that they bite."""
+    a, b, c = greedy[0], greedy[1], greedy[2]
+    return [
+        ("repetition_penalty 1.3", {"repetition_penalty": 1.3}),
+        ("repetition_penalty 0.8", {"repetition_penalty": 0.8}),
+        ("no_repeat_ngram_size 1", {"no_repeat_ngram_size": 1}),
+        ("no_repeat_ngram_size 2", {"no_repeat_ngram_size": 2}),
+        ("no_repeat_ngram_size 3", {"no_repeat_ngram_size": 3}),
+        ("bad_words_ids", {"bad_words_ids": [[a], [b, c], [c, a, b]]}),
+        ("min_length", {"min_length": prompt_length + 10, "eos_token_id": eos}),
+        ("min_new_tokens", {"min_new_tokens": 9, "eos_token_id": eos}),
+        ("suppress_tokens", {"suppress_tokens": [a, c, 7]}),
+        ("begin_suppress_tokens", {"begin_suppress_tokens": [a, b]}),
+        ("forced_eos_token_id", {"forced_eos_token_id": eos[0], "eos_token_id": eos[0]}),
+        ("forced_eos_token_id list", {"forced_eos_token_id": eos, "eos_token_id": eos}),
+        ("sequence_bias", {"sequence_bias": [[[a], -4.0], [[b, c], -6.0], [[11], 3.5]]}),
+        ("exponential_decay_length_penalty", {"exponential_decay_length_penalty": [3, 1.4], "eos_token_id": eos[0]}),
+        ("together", {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "bad_words_ids": [[a], [b, c]]}
+         | {"min_new_tokens": 5, "suppress_tokens": [7, 9], "eos_token_id": eos}),
+    ]  # fmt: skip
+
+
+def record_generation(name: str, model: Model) -> None:
+    model64 = random_model(name).double()
+    cases = []
+    for index, prompt in enumerate(prompts(name)):
+        cases.append(record_case(model, model64, f"greedy {index}", prompt, {"max_new_tokens": 20}))
+    if name in SEARCH_MODELS:
+        cases += search_cases(name, model, model64)
+    lines = ",\n  ".join(json.dumps(case) for case in cases)
+    header = json.dumps({"transformers": transformers.__version__})[:-1]
+    (FIXTURES / name / "generation.json").write_text(f'{header}, "cases": [\n  {lines}\n]}}\n')
+
+
+def search_cases(name: str, model: Model, model64: Model) -> list[Case]:
+    cases = []
+    choices = prompts(name)
+    for index, (label, options) in enumerate(beam_options([0])):
+        prompt = choices[1 + index % 2]
+        ends = likely_ends(model, prompt)
+        if "eos_token_id" in options:
+            options["eos_token_id"] = ends if isinstance(options["eos_token_id"], list) else ends[0]
+        if name != "gpt2" and options["num_beams"] in (2, 8) and index % 3:
+            continue  # the whole grid once is enough
+        cases.append(record_case(model, model64, label, prompt, options))
+    prompt = choices[1]
+    free = generate(model, prompt, {"max_new_tokens": 12})["token_ids"][0]
+    for label, options in filter_options(likely_ends(model, prompt), free, len(prompt)):
+        for beams in (1, 3):
+            full = {"num_beams": beams, "max_new_tokens": 14} | options
+            cases.append(record_case(model, model64, f"{label}, beams {beams}", prompt, full))
+    forced = {"forced_bos_token_id": 17, "begin_suppress_tokens": free[:2], "max_new_tokens": 8}
+    for beams in (1, 3):  # bos is forced (and the suppression moves on by one) only after a prompt of one token
+        label = f"forced_bos_token_id, beams {beams}"
+        cases.append(record_case(model, model64, label, choices[0], forced | {"num_beams": beams}))
+    return cases
+
+
+def sampling_options() -> list[dict[str, Any]]:
+    """Filters of sampling: compared as scores after filtering."""
+    sample = {"do_sample": True, "top_k": 0}
+    return [
+        sample | {"temperature": 0.7},
+        sample | {"temperature": 1.5},
+        sample | {"top_k": 5},
+        sample | {"top_k": 500},
+        sample | {"top_p": 0.9},
+        sample | {"top_p": 0.3},
+        sample | {"top_p": 0.01},
+        sample | {"min_p": 0.1},
+        sample | {"min_p": 0.9},
+        sample | {"typical_p": 0.9},
+        sample | {"typical_p": 0.2},
+        sample | {"epsilon_cutoff": 0.01},
+        sample | {"eta_cutoff": 0.01},
+        sample | {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.02},
+        sample | {"temperature": 1.3, "top_k": 40, "top_p": 0.8, "typical_p": 0.7, "repetition_penalty": 1.2},
+        sample | {"num_beams": 4, "top_k": 1, "eos_token_id": [5, 6]},  # beams keep one token more than there are ends
+        sample | {"num_beams": 4, "top_p": 0.01, "eos_token_id": [5, 6]},
+    ]
+
+
+def plain_options() -> list[dict[str, Any]]:
+    """Filters of any search on the rows below: ids are drawn from 20..27, so every pattern occurs."""
+    words = [[20], [21, 22], [23, 20, 24], [25, 25]]
+    return [
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.6},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2},
+        {"no_repeat_ngram_size": 3},
+        {"bad_words_ids": words},
+        {"bad_words_ids": [[20], [21], [5]], "eos_token_id": [5, 6]},
+        {"min_length": 40, "eos_token_id": 5},
+        {"min_length": 10, "eos_token_id": 5},
+        {"min_new_tokens": 20, "eos_token_id": [5, 6]},
+        {"min_new_tokens": 5, "eos_token_id": [5, 6]},
+        {"suppress_tokens": [0, 7, 130]},
+        {"begin_suppress_tokens": [0, 7, 130]},
+        {"forced_eos_token_id": 5, "max_length": 33, "eos_token_id": 5},
+        {"forced_eos_token_id": [5, 6], "max_length": 33, "eos_token_id": 5},
+        {"forced_eos_token_id": 5, "max_length": 34, "eos_token_id": 5},
+        {"sequence_bias": [[word, 2.5 - 3 * index] for index, word in enumerate(words)]},
+        {"exponential_decay_length_penalty": [4, 1.3], "eos_token_id": [5, 6]},
+        {"remove_invalid_values": True},
+    ]
+
+
+def record_filters() -> None:
+    """fixtures/filters: rows of logits, the ids before them, and each filter's result."""
+    model = random_model("gpt2")
+    random = np.random.RandomState(20)
+    ids = random.randint(20, 28, size=(6, 32))
+    logits = (3 * random.standard_normal((6, VOCAB_SIZE))).astype(np.float32)
+    arrays, cases = {"ids": ids.astype(np.int32), "logits": logits}, []
+    for options in sampling_options() + plain_options():
+        prompt_length = 32 if "begin_suppress_tokens" in options else 24
+        config = GenerationConfig(**options)
+        model._prepare_special_tokens(config, device="cpu")
+        processors = model._get_logits_processor(config, input_ids_seq_length=prompt_length, device="cpu")
+        arrays[f"case_{len(cases)}"] = processors(torch.tensor(ids), torch.tensor(logits)).numpy()
+        cases.append({"options": options, "prompt_length": prompt_length})
+    folder = FIXTURES / "filters"
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / "filters.npz", **arrays)
+    (folder / "cases.json").write_text("[\n  " + ",\n  ".join(json.dumps(case) for case in cases) + "\n]\n")
+
+
+def record_scores() -> None:
+    """fixtures/gpt2/scores.npz: output_logits (raw) and output_scores (filtered) of one greedy text."""
+    model, prompt = random_model("gpt2"), prompts("gpt2")[1]
+    model.generation_config = GenerationConfig()
+    options = {"max_new_tokens": 8, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
+    keep = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "pad_token_id": 0}
+    ids = torch.tensor([prompt])
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), **options, **keep)
+    arrays = {"prompt": np.array(prompt, np.int32), "token_ids": output.sequences[0, len(prompt) :].numpy()}
+    arrays |= {"logits": torch.cat(output.logits).numpy(), "scores": torch.cat(output.scores).numpy()}
+    np.savez_compressed(FIXTURES / "gpt2" / "scores.npz", **arrays, options=np.array(json.dumps(options)))
+
+
+def record_groups() -> None:
+    """fixtures/<model>/group_beams.json, in the form of generation.json."""
+    for name in ("gpt2", "llama"):
+        model = random_model(name)
+        model64 = random_model(name).double()
+        cases = []
+        for index, prompt in enumerate(prompts(name)[1:3]):
+            ends = likely_ends(model, prompt)
+            for beams, groups, penalty in ((4, 2, 0.5), (4, 4, 1.0), (6, 3, 0.2), (6, 2, 2.0), (8, 4, 0.7)):
+                for early in (True, False, "never"):
+                    options = {"num_beams": beams, "num_beam_groups": groups, "diversity_penalty": penalty}
+                    options |= {"early_stopping": early, "num_return_sequences": beams if index else 2}
+                    options |= {"max_new_tokens": 10, "eos_token_id": ends[0]}
+                    label = f"groups {beams}/{groups} {penalty} {early}"
+                    cases.append(record_case(model, model64, label, prompt, options))
+            extra = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "num_beams": 4}
+            extra |= {"num_beam_groups": 2, "diversity_penalty": 0.8, "max_new_tokens": 10, "eos_token_id": ends}
+            cases.append(record_case(model, model64, "groups with filters", prompt, extra))
+        lines = ",\n  ".join(json.dumps(case) for case in cases)
+        header = json.dumps({"transformers": transformers.__version__})[:-1]
+        (FIXTURES / name / "group_beams.json").write_text(f'{header}, "cases": [\n  {lines}\n]}}\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", action="store_true", help="record group beam search only")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    if parser.parse_args().groups:
+        record_groups()
+        return
+    for name in CONFIGS:
+        model = random_model(name)
+        write_checkpoint(name, model)
+        record_logits(name, model)
+        record_generation(name, model)
+    record_filters()
+    record_scores()
+
+
+if __name__ == "__main__":
+    main()
