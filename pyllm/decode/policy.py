@@ -1,0 +1,267 @@
+"""The interface between the engine's loop and a search: rows of logits in, forks and ends out.
+
+One policy serves one prompt (one sequence group). Greedy, sampling, beam and group beam search live in their
+own files; this one holds what they share and `make_policy`. Nothing here knows of models, caches or text.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidOptionError, NumericError, PromptError
+from .options import GenerationOptions
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What becomes of a group after one step. The new live sequence i is the previous live sequence
+    `parents[i]` followed by `tokens[i]`; a previous sequence named by nobody has ended or was dropped (its
+    cache blocks can go), one named twice forks. Both lists are empty once the group has finished.
+    """
+
+    parents: list[int]
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One returned sequence.
+
+    token_ids      the new tokens only, the end token included when one was generated (as Hugging Face returns them)
+    score          beam policies: sum of log-probabilities / generated length ** length_penalty, Hugging Face's
+                   `sequences_scores`; greedy and sampling: sum of the chosen tokens' log-probabilities under the
+                   filtered scores when `output_scores` was asked for, else None
+    finish_reason  "stop" (end token), "length", "stop_string", "time", "criteria" (a stopping_criteria callable),
+                   or the reason given to `Policy.stop`
+    stop_string    the string that was met, when finish_reason is "stop_string"
+    rows           step t's token was chosen from row `rows[t]` of the logits given to the t-th `advance`
+                   (Hugging Face's `beam_indices`)
+    scores         float32 [steps, V], the filtered scores along this sequence when `output_scores`, else None;
+                   beams: filtered log-probabilities without the sequence's own sum, as in Hugging Face
+    logits         float32 [steps, V], the untouched logits along this sequence when `output_logits`, else None
+    """
+
+    token_ids: list[int]
+    score: float | None
+    finish_reason: str
+    stop_string: str | None = None
+    rows: list[int] = field(default_factory=list)
+    scores: NDArray[np.float32] | None = None
+    logits: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a policy is made for, with every length resolved.
+
+    prompt_ids   the prompt's tokens; options, the validated options
+    vocab_size   V
+    max_length   most tokens a sequence may have, prompt included
+    seed         64-bit key of the random numbers; seed_index tells requests with one seed apart (see `make_policy`)
+    batch_id     first argument of prefix_allowed_tokens_fn
+    decode       token ids to text with special tokens kept; needed for stop_strings only
+    started      time.monotonic() at which max_time began to count
+    """
+
+    prompt_ids: list[int]
+    options: GenerationOptions
+    vocab_size: int
+    max_length: int
+    seed: int
+    seed_index: int = 0
+    batch_id: int = 0
+    decode: Decode | None = None
+    started: float = 0.0
+
+
+@dataclass
+class Track:
+    """One live sequence: all its tokens (prompt included), the rows it came through and its sum of
+    log-probabilities (the running beam score for beams)."""
+
+    tokens: list[int]
+    rows: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+    def grown(self, row: int, token: int, logprob: float) -> Track:
+        """A copy extended by one token chosen from `row`."""
+        return Track([*self.tokens, token], [*self.rows, row], logprob)
+
+
+class Policy(ABC):
+    """Decides the next tokens of one prompt's sequences.
+
+    The engine runs the prompt, then repeats until `finished`:
+
+        step = policy.advance(logits)      # float32 [num_live, V], C order; the first call: the prompt's last row
+        fork and drop caches by step.parents, feed step.tokens
+
+    and reads `results()`. `prompt_ids`, `options`, `max_length` and `seed` are for reading.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.options = request.options
+        self.prompt_ids = request.prompt_ids
+        self.prompt_length = len(request.prompt_ids)
+        self.max_length = request.max_length
+        self.seed = request.seed
+        self.finished = False
+        self._live = [Track(list(request.prompt_ids))]
+        self._score_steps: list[NDArray[np.float32]] = []
+        self._logit_steps: list[NDArray[np.float32]] = []
+
+    @property
+    def num_live(self) -> int:
+        """Rows the next `advance` wants: 1 before the first call, 0 once finished."""
+        return 0 if self.finished else len(self._live)
+
+    def live_tokens(self, i: int) -> list[int]:
+        """Prompt and generated tokens of live sequence i (the policy's own list: read only)."""
+        return self._live[i].tokens
+
+    def advance(self, logits: NDArray[np.float32]) -> Advance:
+        """Takes one step.
+
+        logits: float32 [num_live, V], C order, row i for live sequence i. The policy overwrites it and keeps no
+        reference to it. Raises NumericError when a row holds NaN (unless `remove_invalid_values`).
+        """
+        if self.finished:
+            raise RuntimeError("[policy] advance after the group has finished; ask `finished` first")
+        expected = (len(self._live), self.request.vocab_size)
+        if logits.shape != expected or logits.dtype != np.float32 or not logits.flags.c_contiguous:
+            raise ValueError(
+                f"[policy] logits must be float32 {expected} in C order, got {logits.dtype} {logits.shape}; "
+                "pass one row per live sequence"
+            )
+        if self.options.output_logits:
+            self._logit_steps.append(logits.copy())
+        step = self._advance(logits)
+        if self.finished:
+            return Advance([], [])
+        return step
+
+    def stop(self, reason: str) -> None:
+        """Ends the group now (interrupt, disconnect, deadline); results() then holds what there is, with this
+        finish_reason for the sequences that were still running. Does nothing on a finished group."""
+        if not self.finished:
+            self._stop(reason)
+            self.finished = True
+
+    @abstractmethod
+    def results(self) -> list[Hypothesis]:
+        """The num_return_sequences sequences, best first (sampling: in order of their index). Valid once finished."""
+
+    def sequence_tokens(self, index: int) -> list[int]:
+        """New tokens so far of returned sequence `index`, running or ended: what a stream shows. Only for
+        policies whose sequences never change once emitted (greedy and sampling). Read only."""
+        raise ValueError("[policy] beams have no stable sequence before the end; stream with num_beams=1")
+
+    @abstractmethod
+    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+        """One step of the search; sets `finished`."""
+
+    @abstractmethod
+    def _stop(self, reason: str) -> None:
+        """Turns what is still running into results."""
+
+    def _keep_scores(self, scores: NDArray[np.float32]) -> None:
+        if self.options.output_scores:
+            self._score_steps.append(scores.copy())
+
+    def _hypothesis(self, track: Track, score: float | None, reason: str, stop_string: str | None) -> Hypothesis:
+        return Hypothesis(
+            token_ids=track.tokens[self.prompt_length :],
+            score=score,
+            finish_reason=reason,
+            stop_string=stop_string,
+            rows=track.rows,
+            scores=_along(self._score_steps, track.rows) if self.options.output_scores else None,
+            logits=_along(self._logit_steps, track.rows) if self.options.output_logits else None,
+        )
+
+    def _not_a_number(self) -> NumericError:
+        return NumericError(
+            f"[generate] logits must be numbers, got NaN at position {len(self._live[0].tokens)} of the sequence; "
+            "check the checkpoint for damaged weights, or load it with dtype='float32' if it overflowed"
+        )
+
+
+def _along(steps: Sequence[NDArray[np.float32]], rows: Sequence[int]) -> NDArray[np.float32]:
+    """Row rows[t] of step t, stacked: float32 [len(rows), V]."""
+    picked = [step[row] for step, row in zip(steps, rows, strict=False)]
+    return np.stack(picked) if picked else np.zeros((0, 0), np.float32)
+
+
+def make_policy(
+    prompt_ids: Sequence[int],
+    options: GenerationOptions,
+    *,
+    vocab_size: int,
+    seed_index: int = 0,
+    batch_id: int = 0,
+    max_positions: int | None = None,
+    decode: Decode | None = None,
+    seed: int | None = None,
+) -> Policy:
+    """The policy that `options` ask for: greedy, sampling, beam search (also sampled) or group beam search.
+
+    prompt_ids     tokens of one prompt, at least one, all in [0, vocab_size)
+    seed_index     the random numbers depend on (seed, seed_index, sequence index, step) only. Give 0 for every prompt
+                   and a prompt's sample does not change with its place in the batch (two equal prompts then get
+                   equal samples); give the prompt's index to make equal prompts differ
+    batch_id       the prompt's index in the batch, handed to prefix_allowed_tokens_fn
+    max_positions  the model's context; caps the default length and bounds an asked one
+    decode         ids to text with special tokens KEPT; required when stop_strings are set
+    seed           overrides options.seed; with neither, a fresh one is drawn and kept in `policy.seed`
+
+    Raises PromptError, ContextLengthError, InvalidOptionError (ids outside the vocabulary, all at once).
+    """
+    from .beam import BeamPolicy
+    from .greedy import GreedyPolicy
+    from .group_beam import GroupBeamPolicy
+    from .sample import SamplePolicy
+
+    prompt = [int(token) for token in prompt_ids]
+    _check_prompt(prompt, vocab_size)
+    options.check_vocabulary(vocab_size)
+    if options.stop_strings and decode is None:
+        raise InvalidOptionError("[generate] stop_strings need a tokenizer, got a model without one; pass stop ids")
+    seed = options.seed if seed is None else seed
+    request = Request(
+        prompt_ids=prompt,
+        options=options,
+        vocab_size=vocab_size,
+        max_length=options.length_limit(len(prompt), max_positions),
+        seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed & (2**64 - 1),
+        seed_index=seed_index,
+        batch_id=batch_id,
+        decode=decode,
+        started=time.monotonic(),
+    )
+    kind: type[Policy]
+    if options.num_beams > 1:
+        kind = GroupBeamPolicy if options.num_beam_groups > 1 else BeamPolicy
+    else:
+        kind = SamplePolicy if options.do_sample else GreedyPolicy
+    return kind(request)
+
+
+def _check_prompt(prompt: list[int], vocab_size: int) -> None:
+    if not prompt:
+        raise PromptError("[generate] a prompt needs at least one token, got none; pass text or the begin token's id")
+    bad = sorted({token for token in prompt if not 0 <= token < vocab_size})
+    if bad:
+        raise PromptError(
+            f"[generate] prompt ids must lie in [0, {vocab_size}), got {bad[:10]}; "
+            "use the tokenizer that belongs to this model"
+        )
