@@ -67,4 +67,4 @@ class Runner(Protocol):
         """An empty cache; caches are independent, a runner may serve many at once."""
 
     def run(self, batch: Batch, cache: KvCache) -> NDArray[np.float32]:
-        """One step; logits float32 [R, V]. The array may be reused by the next run with the same cache: copy to keep."""
+        """One step; logits float32 [R, V]. The next run with the same cache may reuse the array: copy to keep."""

@@ -1,0 +1,181 @@
+"""The one decode loop: each step runs a ragged batch of all live sequences; every policy chooses its next tokens.
+
+Generation, streaming, pipelines and servers drive this loop. Knows no text and no search rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..decode.policy import Policy
+from ..program.batch import Batch, KvCache, Runner
+from .batching import BatchBuilder
+from .sequences import SequenceTable
+
+ROWS_PER_STEP = 512  # rows of one step; an eighth of them are left to prompts however many sequences decode
+SCORED_ROWS = 128  # rows whose logits `score` takes at once: 128 x 50k floats are 25 MB
+
+
+class Group:
+    """One prompt on its way: its policy and the live sequences that come from it.
+
+    policy    chooses tokens; after the end, `policy.results()` is the outcome
+    tokens    per live sequence the token chosen last, not run yet; empty until the whole prompt is in the cache
+    """
+
+    def __init__(self, policy: Policy, slot: int) -> None:
+        self.policy = policy
+        self.tokens: list[int] = []
+        self.slots = [slot]
+        self.prompt: NDArray[np.int32] = np.array(policy.prompt_ids, np.int32)
+        self.prompt_run = 0  # prompt tokens in the cache
+
+
+class Engine:
+    """Runs groups together on one runner and one cache. Use it in a `with` block: leaving it, for whatever reason,
+    releases every block.
+
+        with Engine(runner) as engine:
+            engine.add(policy)
+            while engine.busy:
+                for group in engine.step():
+                    ...
+
+    Groups may be added and dropped between steps. What a group computes does not depend on its company. After an
+    exception out of `step` the engine can only be closed.
+    """
+
+    def __init__(self, runner: Runner, cache: KvCache | None = None, *, rows_per_step: int = ROWS_PER_STEP) -> None:
+        self.cache = runner.new_cache() if cache is None else cache
+        self._runner = runner
+        self._rows_per_step = rows_per_step
+        self._sequences = SequenceTable(self.cache)
+        self._builder = BatchBuilder(self._sequences)
+        self._groups: list[Group] = []
+        self._running: list[Group] = []  # groups whose logits the current batch yields, in its order
+        self._steady = False  # the next batch has the same groups and row counts, one token further
+        self._moved = False  # some sequence changed its slot since the last batch
+
+    def add(self, policy: Policy) -> Group:
+        """A new group for `policy.prompt_ids`; it joins the next step."""
+        group = Group(policy, self._sequences.open())
+        self._groups.append(group)
+        self._steady = False
+        return group
+
+    def drop(self, group: Group) -> None:
+        """Takes a group out, finished or not, and releases its blocks."""
+        self._groups.remove(group)
+        for slot in group.slots:
+            self._sequences.close(slot)
+        group.slots = []
+        self._steady = False
+
+    def step(self) -> list[Group]:
+        """Runs one batch and lets the groups choose. Returns the groups that chose tokens or finished in this step
+        (finished ones are dropped already): none of them while long prompts are still being read."""
+        if not self._groups:
+            return []
+        batch = self._next_batch() if self._steady else self._compose()
+        logits = self._runner.run(batch, self.cache)
+        advanced = self._running
+        steady, row = len(advanced) == len(self._groups), 0
+        for group in advanced:
+            count = len(group.slots)
+            rows = logits if count == len(logits) else logits[row : row + count]
+            row += count
+            step = group.policy.advance(rows)
+            group.tokens = step.tokens
+            if not step.tokens:
+                self.drop(group)
+                steady = False
+                continue
+            if len(step.parents) != count or step.parents != list(range(count)):
+                group.slots = self._sequences.reorder(group.slots, step.parents)
+                self._moved = True
+            steady = steady and len(step.parents) == count
+        self._steady = steady and len(batch.ids) == len(logits)
+        return advanced
+
+    @property
+    def busy(self) -> bool:
+        """Whether any group is left."""
+        return bool(self._groups)
+
+    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position of one text: float32 [len(ids), V]."""
+        slot = self._sequences.open()
+        out = np.empty((len(ids), self._runner.vocab_size), np.float32)
+        tokens = np.array(ids, np.int32)
+        try:
+            for begin in range(0, len(ids), SCORED_ROWS):
+                chunk = tokens[begin : begin + SCORED_ROWS]
+                self._sequences.extend(slot, len(chunk))
+                self._builder.start()
+                self._builder.add(slot, chunk, logits_from=0)
+                out[begin : begin + len(chunk)] = self._runner.run(self._builder.build(), self.cache)
+        finally:
+            self._sequences.close(slot)
+            self._steady = False
+        return out
+
+    def close(self) -> None:
+        """Ends every group and releases every block."""
+        self._groups = []
+        self._steady = False
+        self._sequences.clear()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next_batch(self) -> Batch:
+        """The batch after a steady step: one token per sequence, in the same order."""
+        groups = self._running
+        if len(groups) == 1:
+            slots, tokens = groups[0].slots, groups[0].tokens
+        else:
+            slots = [slot for group in groups for slot in group.slots]
+            tokens = [token for group in groups for token in group.tokens]
+        changed = self._sequences.append(slots)
+        moved, self._moved = self._moved, False
+        return self._builder.repeat(slots if changed or moved else None, tokens)
+
+    def _compose(self) -> Batch:
+        """Decoding groups first, one row per sequence; then prompts, in order of arrival, up to the rows of a step."""
+        builder = self._builder
+        builder.start()
+        self._running = []
+        rows = 0
+        for group in self._groups:
+            if group.tokens:
+                self._sequences.append(group.slots)
+                for slot, token in zip(group.slots, group.tokens, strict=True):
+                    builder.add(slot, [token], logits_from=-1)
+                rows += len(group.slots)
+                self._running.append(group)
+        budget = max(self._rows_per_step - rows, self._rows_per_step // 8, 1)
+        for group in self._groups:
+            if not group.tokens and budget:
+                budget -= self._add_prompt(group, budget)
+        self._moved = False
+        return builder.build()
+
+    def _add_prompt(self, group: Group, budget: int) -> int:
+        """Adds the next rows of a prompt, at most `budget`; the prompt's last row wants logits. Returns the rows."""
+        chunk = group.prompt[group.prompt_run : group.prompt_run + budget]
+        group.prompt_run += len(chunk)
+        complete = group.prompt_run == len(group.prompt)
+        self._sequences.extend(group.slots[0], len(chunk))
+        self._builder.add(group.slots[0], chunk, logits_from=-1 if complete else len(chunk))
+        if complete:
+            self._running.append(group)
+        return len(chunk)
