@@ -1,5 +1,5 @@
-// F16, a vector of 16 floats, as one 512-bit register (AVX-512 F, BW, VL, DQ, BF16). Same functions and results as
-// vec_avx2.h, bit for bit. Holds no kernels.
+// F16, a vector of 16 floats, as one 512-bit register (AVX-512 F, BW, VL, DQ; BF16 where compiled for). Same functions
+// and results as vec_avx2.h, bit for bit. Holds no kernels.
 #pragma once
 #include <immintrin.h>
 
@@ -88,8 +88,21 @@ PYLLM_INLINE F16 f_bf16_load(const void* p) { return widen_bf16(_mm256_loadu_si2
 PYLLM_INLINE F16 f_f16_load(const void* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
-// VCVTNEPS2BF16: to nearest even, denormals to zero, NaN stays NaN, whatever MXCSR says.
-PYLLM_INLINE __m256i narrow_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+// To nearest even, denormals to zero, NaN stays NaN, whatever MXCSR says; one instruction with AVX512_BF16.
+PYLLM_INLINE __m256i narrow_bf16(__m512 x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  const __m512i u = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+  const __m512i bias = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(_mm512_srli_epi32(u, 16), one));
+  const __m512i magnitude = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+  const __mmask16 is_nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
+  const __mmask16 is_small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x00800000));
+  __m512i r = _mm512_mask_or_epi32(_mm512_add_epi32(u, bias), is_nan, u, _mm512_set1_epi32(0x00400000));
+  r = _mm512_mask_and_epi32(r, is_small, u, _mm512_set1_epi32(int(0x80000000u)));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+#endif
+}
 // Rounded to bf16 (nearest, ties to even; denormals to zero; NaN stays NaN), still as floats.
 PYLLM_INLINE F16 f_round_bf16(const F16& x) { return widen_bf16(narrow_bf16(x.v)); }
 // Rounds and writes 16 contiguous bf16.
