@@ -1,0 +1,205 @@
+// Attention of a few query vectors against the paged KV cache of one kv head. Include a vec_*.h first. The AMX form is
+// in amx_attention.h and gives the same bits.
+//
+// Two passes over the visible blocks: all scores into scratch, then their exact softmax, then the product with V. A
+// query vector's result depends on its own scores only; blocks that only its neighbours see add zeros to it.
+#pragma once
+#include "cpu/kv_block.h"
+
+namespace pyllm {
+namespace {
+
+// Scratch of one attend(): a row of scores per vector, the queries as the products take them, the running outputs.
+struct AttendScratch {
+  float* scores;   // [kAttendRows][row], first entry: the first token of the first visible block
+  int64_t row;     // an odd number of lines, so that 16 rows do not fall into one set of the L1 cache
+  float* queries;  // [kAttendRows][Ep], zero padded
+  float* outputs;  // [kAttendRows][Ep]
+};
+inline int64_t score_row(int64_t num_keys) { return round_up(num_keys, kBlockTokens) + 16; }
+inline AttendScratch split_scratch(void* scratch, int64_t head_dim, int64_t num_keys) {
+  AttendScratch s;
+  s.row = score_row(num_keys);
+  s.scores = static_cast<float*>(scratch);
+  s.queries = s.scores + kAttendRows * s.row;
+  s.outputs = s.queries + kAttendRows * padded_head(head_dim);
+  return s;
+}
+inline size_t attend_scratch(Format, int64_t head_dim, int64_t num_keys) {
+  return size_t(kAttendRows) * (score_row(num_keys) + 2 * padded_head(head_dim)) * sizeof(float);
+}
+
+// The keys that vector i sees are [begin, end).
+struct Visible {
+  int64_t begin, end;
+};
+inline Visible visible_keys(const AttendArgs& a, int i) {
+  if (!a.causal) return {0, a.num_keys};
+  const int64_t position = a.first_position + (a.first_head + i) / a.group;
+  const int64_t first = a.window > 0 && position + 1 > a.window ? position + 1 - a.window : 0;
+  return {first, position + 1};
+}
+// The blocks that any vector sees: later vectors belong to the same or later tokens.
+struct BlockRange {
+  int64_t begin, end;
+};
+inline BlockRange visible_blocks(const AttendArgs& a) {
+  const int64_t last = visible_keys(a, a.vectors - 1).end;
+  return {visible_keys(a, 0).begin / kBlockTokens, round_up(last, kBlockTokens) / kBlockTokens};
+}
+
+inline const uint8_t* key_block(const AttendArgs& a, int64_t b) { return a.blocks[b] + a.block_offset; }
+inline const uint8_t* value_block(const AttendArgs& a, int64_t b) {
+  return key_block(a, b) + kv_half_bytes(a.format, a.head_dim);
+}
+
+// --- one vector at a time
+
+// Queries as the products take them (rounded for bf16), padded with zeros; outputs zero.
+inline void start_vectors(const AttendArgs& a, const AttendScratch& s) {
+  const int64_t ep = padded_head(a.head_dim);
+  for (int i = 0; i < a.vectors; ++i) {
+    float* q = s.queries + i * ep;
+    for_pieces(a.head_dim, [&](int64_t d, int lanes) {
+      const F16 value = load_piece(a.q[i] + d, lanes);
+      f_store(q + d, a.format == Format::bf16 ? f_round_bf16(value) : value);
+    });
+    zero_columns(q, round_up(a.head_dim, 16), ep);
+    zero_columns(s.outputs + i * ep, 0, ep);
+  }
+}
+
+enum class Weights { as_they_are, rounded, packed };  // how softmax weights are left: float, bf16 as float, bf16
+template <Weights W>
+PYLLM_INLINE void store_weights(float* scores, int64_t t, const F16& p) {
+  if (W == Weights::packed) {
+    f_bf16_store(reinterpret_cast<uint16_t*>(scores) + t, p);  // never past the scores that are still to be read
+  } else {
+    f_store(scores + t, W == Weights::rounded ? f_round_bf16(p) : p);
+  }
+}
+
+// The scores of one vector, tokens [0, tokens) of the visible blocks, become exp(s - max); tokens outside `seen`
+// (relative to the first block) become 0. Returns 1 / their sum.
+template <Weights W>
+inline float soften(const AttendArgs& a, float* scores, int64_t tokens, Visible seen) {
+  const F16 lowest = f_set(-__builtin_inff()), scale = f_set(a.scale), cap = f_set(a.softcap);
+  const int64_t begin = seen.begin / 16 * 16, end = round_up(seen.end, 16);
+  F16 highest = lowest, sum = f_zero();
+  for (int64_t t = begin; t < end; t += 16) {
+    F16 s = f_mul(f_load(scores + t), scale);
+    if (a.softcap > 0) s = f_mul(cap, f_tanh(f_div(s, cap)));
+    if (t < seen.begin) s = f_choose_less(f_lane_index(), f_set(float(seen.begin - t)), lowest, s);
+    if (t + 16 > seen.end) s = f_choose_less(f_lane_index(), f_set(float(seen.end - t)), s, lowest);
+    highest = f_max(highest, s);
+    f_store(scores + t, s);
+  }
+  const F16 top = f_set(f_reduce_max(highest));
+  for (int64_t t = 0; t < begin; t += 16) store_weights<W>(scores, t, f_zero());
+  for (int64_t t = begin; t < end; t += 16) {
+    const F16 p = f_exp(f_sub(f_load(scores + t), top));
+    sum = f_add(sum, p);
+    store_weights<W>(scores, t, p);
+  }
+  for (int64_t t = end; t < tokens; t += 16) store_weights<W>(scores, t, f_zero());
+  return 1.0f / f_reduce_add(sum);
+}
+template <Weights W>
+inline void soften_vectors(const AttendArgs& a, const AttendScratch& s, BlockRange blocks, float* inverse) {
+  const int64_t origin = blocks.begin * kBlockTokens, tokens = (blocks.end - blocks.begin) * kBlockTokens;
+  for (int i = 0; i < a.vectors; ++i) {
+    const Visible seen = visible_keys(a, i);
+    inverse[i] = soften<W>(a, s.scores + i * s.row, tokens, {seen.begin - origin, seen.end - origin});
+  }
+}
+
+// Adding +0 turns -0 into +0: whether the last product flushed to -0 may depend on blocks that only neighbours see.
+inline void finish_vectors(const AttendArgs& a, const AttendScratch& s, const float* inverse) {
+  const int64_t ep = padded_head(a.head_dim);
+  for (int i = 0; i < a.vectors; ++i)
+    for_pieces(a.head_dim, [&](int64_t d, int lanes) {
+      const F16 sum = f_load(s.outputs + i * ep + d);
+      store_piece(a.out[i] + d, f_add(f_mul(sum, f_set(inverse[i])), f_zero()), lanes);
+    });
+}
+
+// --- the passes
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+// Calls each(Count<C>(), first) for sets of C <= kTogether vectors, C known to the compiler.
+template <class Each>
+PYLLM_INLINE void for_sets(int vectors, Each each) {
+  for (int first = 0; first < vectors; first += kTogether) {
+    const int left = vectors - first;
+    if (left >= kTogether) {
+      each(Count<kTogether>(), first);
+    } else if (left == 1) {
+      each(Count<1>(), first);
+    } else if (left == 2) {
+      each(Count<(kTogether > 2 ? 2 : 1)>(), first);
+    } else {
+      each(Count<(kTogether > 3 ? 3 : 1)>(), first);
+    }
+  }
+}
+
+// Scores of all vectors for the visible blocks. Each K block is read from memory once: sets of vectors after the first
+// find it in L1. Behind the last K block the first V block is fetched.
+template <Format F>
+inline void score_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange blocks) {
+  const int64_t ep = padded_head(a.head_dim);
+  for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+    const uint8_t* keys = key_block(a, b);
+    const uint8_t* next = b + 1 < blocks.end ? key_block(a, b + 1) : value_block(a, blocks.begin);
+    float* scores = s.scores + (b - blocks.begin) * kBlockTokens;
+    for_sets(a.vectors, [&](auto count, int first) {
+      constexpr int kCount = decltype(count)::value;
+      const float* q = s.queries + first * ep;
+      if (F == Format::bf16) {
+        score_block_bf16<kCount>(keys, next, q, ep, scores + first * s.row, s.row);
+      } else {
+        score_block_f32<kCount>(keys, next, q, ep, scores + first * s.row, s.row);
+      }
+    });
+  }
+}
+template <Format F>
+inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange blocks) {
+  const int64_t ep = padded_head(a.head_dim);
+  for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+    const uint8_t* values = value_block(a, b);
+    const uint8_t* next = value_block(a, b + 1 < blocks.end ? b + 1 : b);
+    const float* p = s.scores + (b - blocks.begin) * kBlockTokens;
+    for_sets(a.vectors, [&](auto count, int first) {
+      constexpr int kCount = decltype(count)::value;
+      float* outputs = s.outputs + first * ep;
+      if (F == Format::bf16) {
+        value_block_bf16<kCount>(values, next, p + first * s.row, s.row, ep, outputs);
+      } else {
+        value_block_f32<kCount>(values, next, p + first * s.row, s.row, ep, outputs);
+      }
+    });
+  }
+}
+
+template <Format F>
+inline void attend_as(const AttendArgs& a, void* scratch) {
+  const AttendScratch s = split_scratch(scratch, a.head_dim, a.num_keys);
+  const BlockRange blocks = visible_blocks(a);
+  float inverse[kAttendRows];
+  start_vectors(a, s);
+  score_blocks<F>(a, s, blocks);
+  soften_vectors<F == Format::bf16 ? Weights::rounded : Weights::as_they_are>(a, s, blocks, inverse);
+  add_value_blocks<F>(a, s, blocks);
+  finish_vectors(a, s, inverse);
+}
+inline void attend(const AttendArgs& a, void* scratch) {
+  if (a.format == Format::bf16) return attend_as<Format::bf16>(a, scratch);
+  attend_as<Format::f32>(a, scratch);
+}
+
+}  // namespace
+}  // namespace pyllm

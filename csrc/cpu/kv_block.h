@@ -1,0 +1,154 @@
+// What knows the layout of a KV block: the write of one token and the two products of attention, for up to kTogether
+// query vectors at a time. Include a vec_*.h first. amx_attention.h has the same products by tiles.
+#pragma once
+#include <cstring>
+
+#include "cpu/rows.h"
+
+namespace pyllm {
+namespace {
+
+// Writes token `token` (0..31) of a block; padding stays as it is: zero since the block was cleared.
+inline void append_f32(int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
+  float* keys = reinterpret_cast<float*>(block) + token;
+  float* values = reinterpret_cast<float*>(block + kv_half_bytes(Format::f32, head_dim));
+  for (int64_t d = 0; d < head_dim; ++d) keys[d * kBlockTokens] = k[d];
+  std::memcpy(values + token * padded_head(head_dim), v, size_t(head_dim) * sizeof(float));
+}
+inline void append_bf16(int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
+  uint8_t* keys = block + token / 16 * (padded_head(head_dim) / 32) * 1024 + token % 16 * 4;
+  uint8_t* values = block + kv_half_bytes(Format::bf16, head_dim) + token / 2 * 64 + token % 2 * 2;
+  for_pieces(head_dim, [&](int64_t d, int lanes) {
+    uint16_t key[16], value[16];
+    f_bf16_store(key, load_piece(k + d, lanes));
+    f_bf16_store(value, load_piece(v + d, lanes));
+    for (int i = 0; i < 16; i += 2) std::memcpy(keys + (d + i) / 2 * 64, key + i, 4);
+    for (int i = 0; i < 16; ++i) std::memcpy(values + d / 16 * 1024 + i * 4, value + i, 2);
+  });
+}
+inline void kv_append(Format f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
+  if (f == Format::bf16) return append_bf16(head_dim, token, k, v, block);
+  append_f32(head_dim, token, k, v, block);
+}
+
+// Query vectors that share one reading of K or V from L1: what fits the registers with the most accumulators in use.
+#if defined(__AVX512F__)
+constexpr int kTogether = 4;
+#elif defined(__AVX2__)
+constexpr int kTogether = 2;
+#else
+constexpr int kTogether = 1;
+#endif
+
+// --- products for C vectors and one block, functions of their own: inlined into the loops around them they spill.
+// `next` runs along: the same place of the block that is read next.
+
+// scores[g][0..32) = q[g] . K, f32: K [Ep][32 tokens].
+template <int C>
+__attribute__((noinline)) void score_block_f32(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
+                                               float* scores, int64_t row) {
+  F16 low[C], high[C];
+#pragma GCC unroll 4
+  for (int g = 0; g < C; ++g) low[g] = high[g] = f_zero();
+  for (int64_t d = 0; d < ep; ++d) {
+    const float* line = reinterpret_cast<const float*>(keys) + d * kBlockTokens;
+    const F16 k0 = f_load(line), k1 = f_load(line + 16);
+    f_prefetch_l2(next + d * 128);
+    f_prefetch_l2(next + d * 128 + 64);
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) {
+      const F16 value = f_set(q[g * ep + d]);
+      low[g] = f_fma(k0, value, low[g]);
+      high[g] = f_fma(k1, value, high[g]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < C; ++g) {
+    f_store(scores + g * row, low[g]);
+    f_store(scores + g * row + 16, high[g]);
+  }
+}
+
+// outputs[g] += p[g] . V, f32: V [32 tokens][Ep].
+template <int C>
+__attribute__((noinline)) void value_block_f32(const uint8_t* values, const uint8_t* next, const float* p, int64_t row,
+                                               int64_t ep, float* outputs) {
+  for (int64_t d = 0; d < ep; d += 32) {
+    F16 low[C], high[C];
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) {
+      low[g] = f_load(outputs + g * ep + d);
+      high[g] = f_load(outputs + g * ep + d + 16);
+    }
+    for (int64_t t = 0; t < kBlockTokens; ++t) {
+      const float* line = reinterpret_cast<const float*>(values) + t * ep + d;
+      const F16 v0 = f_load(line), v1 = f_load(line + 16);
+      f_prefetch_l2(next + (t * ep + d) * 4);
+      f_prefetch_l2(next + (t * ep + d) * 4 + 64);
+#pragma GCC unroll 4
+      for (int g = 0; g < C; ++g) {
+        const F16 weight = f_set(p[g * row + t]);
+        low[g] = f_fma(v0, weight, low[g]);
+        high[g] = f_fma(v1, weight, high[g]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) {
+      f_store(outputs + g * ep + d, low[g]);
+      f_store(outputs + g * ep + d + 16, high[g]);
+    }
+  }
+}
+
+// One TDPBF16PS: sum[g] += (chain of the even products) + (chain of the odd products) over 32 values a[g][0..32),
+// against a tile [16 pairs][16 columns][2].
+template <int C>
+PYLLM_INLINE void add_tile_product(const uint8_t* tile, const uint8_t* next, const float* a, int64_t a_ld,
+                                   F16 (&sum)[C]) {
+  F16 even[C], odd[C];
+#pragma GCC unroll 4
+  for (int g = 0; g < C; ++g) even[g] = odd[g] = f_zero();
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) {
+    const F16 e = f_bf16_even(tile + 64 * r), o = f_bf16_odd(tile + 64 * r);
+    f_prefetch_l2(next + 64 * r);
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) {
+      even[g] = f_fma(e, f_set(a[g * a_ld + 2 * r]), even[g]);
+      odd[g] = f_fma(o, f_set(a[g * a_ld + 2 * r + 1]), odd[g]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < C; ++g) sum[g] = f_add(sum[g], f_add(even[g], odd[g]));
+}
+
+// bf16: K [2 token halves][Ep/32] tiles.
+template <int C>
+__attribute__((noinline)) void score_block_bf16(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
+                                                float* scores, int64_t row) {
+  for (int half = 0; half < 2; ++half) {
+    F16 sum[C];
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) sum[g] = f_zero();
+    for (int64_t d = 0; d < ep; d += 32, keys += 1024, next += 1024) add_tile_product<C>(keys, next, q + d, ep, sum);
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) f_store(scores + g * row + 16 * half, sum[g]);
+  }
+}
+
+// bf16: V [Ep/16] tiles.
+template <int C>
+__attribute__((noinline)) void value_block_bf16(const uint8_t* values, const uint8_t* next, const float* p, int64_t row,
+                                                int64_t ep, float* outputs) {
+  for (int64_t d = 0; d < ep; d += 16, values += 1024, next += 1024) {
+    F16 sum[C];
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) sum[g] = f_load(outputs + g * ep + d);
+    add_tile_product<C>(values, next, p, row, sum);
+#pragma GCC unroll 4
+    for (int g = 0; g < C; ++g) f_store(outputs + g * ep + d, sum[g]);
+  }
+}
+
+}  // namespace
+}  // namespace pyllm
