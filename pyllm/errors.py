@@ -26,6 +26,10 @@ class CheckpointError(PyllmError, ValueError):
     """Weight files are damaged, hostile, or do not hold the tensors the model needs."""
 
 
+class ProgramError(PyllmError, ValueError):
+    """A model description records operations that do not fit each other (a mistake in pyllm.models, not in a checkpoint)."""
+
+
 class TokenizerError(PyllmError, ValueError):
     """No usable tokenizer files, or a text or id the tokenizer cannot take."""
 

@@ -50,7 +50,7 @@ def random_model(name: str) -> Model:
 
 
 def write_checkpoint(name: str, model: Model) -> None:
-    """config.json, generation_config.json and model.safetensors. A tied head is left out; "gpt2" has no `transformer.`."""
+    """config.json, generation_config.json, model.safetensors. A tied head is left out; "gpt2" has no `transformer.`."""
     folder = FIXTURES / name
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIGS[name] | {"torch_dtype": STORED_DTYPE[name]}

@@ -1,4 +1,4 @@
-"""Toy model configurations, as their config.json: every wiring variant at a size where a forward pass takes a millisecond.
+"""Toy model configurations, as their config.json: every wiring variant, a forward pass takes a millisecond.
 
 Sizes are awkward on purpose (widths that no vector length divides, heads of 12, a vocabulary of 131). Data only:
 make_fixtures.py turns each into a folder under fixtures/ with random weights and outputs recorded from transformers.

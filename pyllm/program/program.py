@@ -151,6 +151,7 @@ class Program:
     vocab_size: int
     max_positions: int
     ignored: tuple[str, ...] = field(default=())  # regular expressions of checkpoint names that are no weights
+    aliases: tuple[tuple[str, str], ...] = field(default=())  # (a, b): tensor a may be stored as b, or as both if equal
 
     def __str__(self) -> str:
         from pyllm.program.listing import listing

@@ -1,0 +1,1 @@
+"""Devices that run programs: `cpu` (the C++ core) and `reference` (NumPy in float64)."""

@@ -1,0 +1,48 @@
+"""Model families: which there are, and the way from a config.json and a checkpoint to a program with its tensors."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import InvalidConfigError, UnsupportedModelError
+from ..program.program import Program
+from .binding import BoundCheckpoint, bind_tensors
+
+# model_type -> the module that describes it. A module has Config, canonical(name) and build(config), in this order.
+REGISTRY: dict[str, str] = {
+    "gpt2": "pyllm.models.gpt2",
+    "llama": "pyllm.models.llama",
+    "mistral": "pyllm.models.llama",
+    "qwen2": "pyllm.models.llama",
+}
+
+__all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_program"]
+
+
+def build_program(config: Mapping[str, Any]) -> Program:
+    """The program of a config.json. Raises UnsupportedModelError or InvalidConfigError."""
+    model_type = config.get("model_type")
+    supported = f"supported are {', '.join(REGISTRY)}"
+    if not isinstance(model_type, str):
+        got = "it is missing" if model_type is None else f"got {model_type!r}"
+        raise InvalidConfigError(f"[config.json] model_type must name the model family, {got}; {supported}")
+    if model_type not in REGISTRY:
+        near = difflib.get_close_matches(model_type.lower(), REGISTRY, n=1, cutoff=0.5)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        raise UnsupportedModelError(f"[config.json] there is no model_type {model_type!r} here, {supported}{hint}")
+    program: Program = _module(model_type).build(config)
+    return program
+
+
+def bind(program: Program, checkpoint: Checkpoint) -> BoundCheckpoint:
+    """The program's tensors in a checkpoint. Raises CheckpointError listing all that do not fit."""
+    return bind_tensors(program, checkpoint, _module(program.family).canonical)
+
+
+def _module(model_type: str) -> ModuleType:
+    return importlib.import_module(REGISTRY[model_type])

@@ -1,0 +1,102 @@
+"""Binds a program to a checkpoint: every tensor it needs must be there, in its shape, and nothing else. Reads no data
+but to compare a head that is stored twice; converting and packing is the device's matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..program.program import Program
+
+STORED_TYPES = ("F32", "F16", "BF16")
+
+
+class BoundCheckpoint:
+    """A program's tensors under their canonical names, mapped from the files; valid until the checkpoint is closed."""
+
+    def __init__(self, checkpoint: Checkpoint, names: dict[str, str]) -> None:
+        self._checkpoint = checkpoint
+        self._names = names  # canonical -> as stored
+
+    def names(self) -> list[str]:
+        """Canonical names, in the order the program uses them."""
+        return list(self._names)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """The array as stored, read-only; bfloat16 as uint16."""
+        return self._checkpoint.tensor(self._names[name])
+
+    def dtype(self, name: str) -> str:
+        """How it is stored: "F32", "F16" or "BF16"."""
+        return self._checkpoint.dtype(self._names[name])
+
+    def release(self, name: str) -> None:
+        """Says that the tensor's pages will not be read again."""
+        self._checkpoint.release(self._names[name])
+
+
+def bind_tensors(program: Program, checkpoint: Checkpoint, canonical: Callable[[str], str]) -> BoundCheckpoint:
+    """Raises CheckpointError listing every missing, extra, misshapen and unreadable tensor."""
+    problems: list[str] = []
+    stored = _by_canonical_name(checkpoint, canonical, problems)
+    for name, alias in program.aliases:
+        if name not in stored and alias in stored:
+            stored[name] = stored[alias]
+        elif alias in stored and not _equal(checkpoint, stored[name], stored[alias]):
+            problems.append(
+                f"{stored[alias]} must equal {stored[name]}, for config.json ties them, but it differs "
+                '(untie them by "tie_word_embeddings": false)'
+            )
+        stored.pop(alias, None)
+    needed = {source.name: source.shape for source in program.sources()}
+    problems += [f"{name} is missing, it must be {list(needed[name])}" for name in needed if name not in stored]
+    for name, shape in needed.items():
+        if name in stored:
+            problems += _problems_of(checkpoint, stored[name], shape)
+    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in program.ignored) or r"(?!)")
+    extra = [stored[name] for name in stored if name not in needed and not ignored.fullmatch(name)]
+    problems += [f"{name} {list(checkpoint.shape(name))} is not part of the model" for name in extra]
+    if problems:
+        raise CheckpointError(
+            f"[checkpoint] the tensors must be those of the {program.family} model that config.json describes "
+            f"({program.num_layers} layers), these are not:\n  "
+            + "\n  ".join(problems)
+            + "\nCheck that config.json and the weight files belong together"
+        )
+    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed})
+
+
+def _by_canonical_name(checkpoint: Checkpoint, canonical: Callable[[str], str], problems: list[str]) -> dict[str, str]:
+    stored: dict[str, str] = {}
+    for name in checkpoint.names():
+        if canonical(name) in stored:
+            problems.append(f"{name} and {stored[canonical(name)]} are the same tensor of the model")
+        stored[canonical(name)] = name
+    return stored
+
+
+def _problems_of(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> list[str]:
+    found, stored = tuple(checkpoint.shape(name)), checkpoint.dtype(name)
+    problems = [] if found == shape else [f"{name} is {list(found)}, it must be {list(shape)}"]
+    if stored not in STORED_TYPES:
+        problems.append(f"{name} is stored as {stored}, weights must be one of {', '.join(STORED_TYPES)}")
+    return problems
+
+
+def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Bitwise."""
+    if checkpoint.dtype(one) != checkpoint.dtype(other) or checkpoint.shape(one) != checkpoint.shape(other):
+        return False
+    a, b = checkpoint.tensor(one), checkpoint.tensor(other)
+    rows = max(1, (1 << 22) // max(1, a[:1].nbytes))  # compare in pieces of 4 MB, which bounds what is paged in at once
+    return all(np.array_equal(_bits(a[i : i + rows]), _bits(b[i : i + rows])) for i in range(0, len(a), rows))
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array).view(np.uint8)
