@@ -52,6 +52,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """GET and HEAD of /api/models/ID/..., and /ID/resolve/REVISION/FILE."""
 
     requests: list[str]
+    tokens: set[str | None]
     protocol_version = "HTTP/1.1"
 
     def answer(self, status: int, body: bytes, **headers: str) -> None:
@@ -64,6 +65,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).requests.append(self.path)
+        type(self).tokens.add(self.headers["authorization"])
         path = self.path.partition("?")[0]
         if "gated" in path:
             return self.answer(403, b"{}", x_error_code="GatedRepo", x_error_message="Access is restricted")
@@ -94,7 +96,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    Hub.requests = []
+    Hub.requests, Hub.tokens = [], set()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -114,7 +116,7 @@ except Exception as error:
 
 
 def open_elsewhere(endpoint: str, home: Path, model: str, offline: bool = False, **options: Any) -> str:
-    """What opening `model` prints in a process whose Hub is at `endpoint` and whose cache is `home`; stderr is empty."""
+    """What opening `model` prints in a process with this Hub and the cache `home`; nothing may go to stderr."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
@@ -160,6 +162,11 @@ def test_sentences(hub: str, tmp_path: Path, model: str, options: dict[str, Any]
     assert "\n" not in printed
 
 
+def test_token_is_sent(hub: str, tmp_path: Path) -> None:
+    open_elsewhere(hub, tmp_path, "org/both", token="hf_secret")
+    assert "Bearer hf_secret" in Hub.tokens
+
+
 def test_no_network(tmp_path: Path) -> None:
     printed = open_elsewhere("http://127.0.0.1:9", tmp_path, "org/new")
     assert re.search("the cache does not have it and the Hub cannot be reached .*: check the network", printed), printed
@@ -171,9 +178,10 @@ def test_offline_uses_no_network(hub: str, tmp_path: Path) -> None:
     assert len(Hub.requests) == before
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "/x/y", "a/b/c", "a/../b", "./a", "a\\b", "", "a b", "-a/b", "a--b/c", "a/b.git"]
-)
+NO_IDS = ("../x", "/x/y", "a/b/c", "a/../b", "./a", "a\\b", "", "a b", "-a/b", "a--b/c", "a/b.git")
+
+
+@pytest.mark.parametrize("name", NO_IDS)
 def test_names_that_are_neither_folder_nor_id(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert not is_hub_id(name)
