@@ -28,10 +28,10 @@ def data_path(relative: str) -> Path:
 def available_isas() -> list[str]:
     """Instruction sets that the built core supports here, slowest first; empty when there is no core."""
     try:
-        from pyllm import _core
+        from pyllm import _C
     except ImportError:
         return []
-    return [name for name in ISAS if name in _core.available_isas()]
+    return [name for name in ISAS if name in _C.isas()]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -51,12 +51,13 @@ class Config:
         model_type = str(config["model_type"])
         layers = fields.integer("num_hidden_layers", high=MAX_LAYERS)
         positions = fields.integer("max_position_embeddings")
-        heads, kv_heads, head_dim = _heads(fields)
+        width = fields.integer("hidden_size")
+        heads, kv_heads, head_dim = _heads(fields, width)
         is_llama = model_type == "llama"
         result = Config(
             model_type=model_type,
             vocab_size=fields.integer("vocab_size"),
-            hidden_size=fields.integer("hidden_size"),
+            hidden_size=width,
             intermediate_size=fields.integer("intermediate_size"),
             num_hidden_layers=layers,
             num_attention_heads=heads,
@@ -80,9 +81,9 @@ class Config:
         return self.attention_bias or self.model_type == "qwen2"
 
 
-def _heads(fields: Fields) -> tuple[int, int, int]:
-    """Query heads, key/value heads and head width."""
-    width, heads = fields.integer("hidden_size", 0, low=0), fields.integer("num_attention_heads")
+def _heads(fields: Fields, width: int) -> tuple[int, int, int]:
+    """Query heads, key/value heads and head width; `width`: hidden_size."""
+    heads = fields.integer("num_attention_heads")
     kv_heads = fields.integer("num_key_value_heads", heads, low=0 if not heads else 1)
     head_dim = fields.integer("head_dim", 0, low=0, high=MAX_HEAD_DIM)
     if heads and kv_heads and heads % kv_heads:

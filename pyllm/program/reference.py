@@ -37,9 +37,9 @@ def activation(name: ActivationName, x: ArrayLike) -> Array:
     if name == "none":
         return x
     if name == "relu":
-        return np.maximum(x, 0.0)
+        return np.asarray(np.maximum(x, 0.0))
     if name == "gelu":
-        return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))))
+        return np.asarray(0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))), np.float64)
     if name == "gelu_tanh":
         return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))))
     if name == "quick_gelu":
