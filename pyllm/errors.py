@@ -50,6 +50,10 @@ class ContextLengthError(PromptError):
     """Prompt plus requested tokens exceed the model's context; the message has both numbers."""
 
 
+class ArrayError(PyllmError, ValueError):
+    """An array given to an operation, or a step's batch, has a wrong shape or dtype or contradicts itself."""
+
+
 class NumericError(PyllmError, ArithmeticError):
     """The model produced NaN for a row of logits (damaged weights, or overflow)."""
 

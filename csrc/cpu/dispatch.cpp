@@ -3,9 +3,9 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 
 #include "cpu/features.h"
+#include "errors.h"
 #include "kernels.h"
 
 namespace pyllm {
@@ -31,14 +31,14 @@ const Entry kEntries[] = {
 
 const Kernels& forced(const char* name) {
   if (const Kernels* k = kernels_by_name(name)) return *k;
-  std::string message = "[PYLLM_ISA] must name an instruction set that this build has and this CPU runs, got \"";
-  message += std::string(name) + "\"; available:";
+  std::string message = "[PYLLM_ISA] must name an instruction set that this build has and this CPU runs, got '";
+  message += std::string(name) + "'; available:";
   const char* separator = " ";
   for (const std::string& available : available_kernels()) {
     message += separator + available;
     separator = ", ";
   }
-  throw std::runtime_error(message + ". Set it to one of these or unset it.");
+  throw Error(ErrorKind::device, message + "; set it to one of these or unset it");
 }
 
 const Kernels& choose() {

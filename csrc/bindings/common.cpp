@@ -1,0 +1,104 @@
+#include "common.h"
+
+#include "errors.h"
+#include "machine.h"
+
+namespace pyllm {
+namespace {
+
+std::string shape_text(const py::array& array) {
+  std::string out = "[";
+  for (py::ssize_t i = 0; i < array.ndim(); i++) out += (i ? ", " : "") + std::to_string(array.shape(i));
+  return out + "]";
+}
+
+std::string dtype_text(const py::array& array) { return py::str(array.dtype()).cast<std::string>(); }
+
+}  // namespace
+
+template <class T>
+const T* data_of(const py::array& array, const char* name, std::initializer_list<int64_t> shape) {
+  bool fits = array.ndim() == py::ssize_t(shape.size()) && array.dtype().equal(py::dtype::of<T>()) &&
+              (array.flags() & py::array::c_style);
+  py::ssize_t axis = 0;
+  for (int64_t extent : shape) {
+    fits = fits && (extent < 0 || array.shape(axis) == extent);
+    axis++;
+  }
+  if (!fits) {
+    std::string wanted;
+    for (int64_t extent : shape) wanted += (wanted.empty() ? "" : ", ") + (extent < 0 ? "any" : std::to_string(extent));
+    throw Error(ErrorKind::array,
+                text("[", name, "] must be ", py::str(py::dtype::of<T>()).cast<std::string>(), " [", wanted,
+                     "], C-contiguous, got ", dtype_text(array), " ", shape_text(array), "; convert or reshape it"));
+  }
+  return static_cast<const T*>(array.data());
+}
+template const float* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
+template const int32_t* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
+
+Source source_of(const py::array& array, const char* name) {
+  const py::ssize_t size = array.itemsize();
+  const char kind = array.dtype().kind();
+  const bool known =
+      array.dtype().byteorder() == '=' && ((kind == 'f' && (size == 4 || size == 2)) || (kind == 'u' && size == 2));
+  if (!known || array.ndim() != 2 || array.size() == 0 || array.strides(0) % size != 0 || array.strides(1) % size != 0)
+    throw Error(ErrorKind::array,
+                text("[", name, "] must be a matrix of float32, float16 or bfloat16 (as uint16), got ",
+                     dtype_text(array), " ", shape_text(array), "; convert or reshape it"));
+  const SourceType type = kind == 'u' ? SourceType::bf16 : size == 4 ? SourceType::f32 : SourceType::f16;
+  return {array.data(), type, array.shape(0), array.shape(1), array.strides(0) / size, array.strides(1) / size};
+}
+
+std::vector<Source> sources_of(const std::vector<py::array>& arrays) {
+  std::vector<Source> sources;
+  for (const py::array& array : arrays) sources.push_back(source_of(array, "weight"));
+  for (const Source& source : sources)
+    if (source.type != sources[0].type || source.cols != sources[0].cols)
+      throw Error(ErrorKind::array,
+                  "[weight] joined matrices must have one dtype and one number of columns; convert them");
+  return sources;
+}
+
+std::vector<const float*> biases_of(const std::vector<py::array>& arrays, const std::vector<Source>& parts) {
+  if (!arrays.empty() && arrays.size() != parts.size())
+    throw Error(ErrorKind::array, text("[bias] there must be one for each joined matrix, got ", arrays.size(), " for ",
+                                       parts.size(), "; pass all or none"));
+  std::vector<const float*> biases;
+  for (size_t i = 0; i < arrays.size(); i++) biases.push_back(data_of<float>(arrays[i], "bias", {parts[i].rows}));
+  return biases;
+}
+
+Format format_of(const std::string& name) {
+  if (name == "float32") return Format::f32;
+  if (name == "bfloat16") return Format::bf16;
+  throw Error(ErrorKind::option,
+              text("[dtype] must be 'float32' or 'bfloat16', got '", name, "'; choose one of these"));
+}
+
+Activation activation_of(const std::string& name) {
+  static const char* const names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"};
+  for (int i = 0; i < 6; i++)
+    if (name == names[i]) return Activation(i);
+  throw Error(ErrorKind::option, text("[activation] must be none, relu, gelu, gelu_tanh, quick_gelu or silu, got '",
+                                      name, "'; choose one of these"));
+}
+
+const Kernels& kernels_of(const py::object& isa) {
+  if (isa.is_none()) return kernels();
+  const std::string name = py::str(isa).cast<std::string>();
+  if (const Kernels* table = kernels_by_name(name.c_str())) return *table;
+  throw Error(ErrorKind::device, text("[isa] must be an instruction set that this build has and this CPU runs, got '",
+                                      name, "'; pyllm._C.isas() lists them"));
+}
+
+int threads_of(const py::object& threads) {
+  if (threads.is_none()) return default_threads();
+  const int64_t count = py::isinstance<py::int_>(threads) ? threads.cast<int64_t>() : 0;
+  if (count < 1 || count > kMaxThreads)
+    throw Error(ErrorKind::option, text("[num_threads] must be a number from 1 to ", kMaxThreads, ", got ",
+                                        py::repr(threads).cast<std::string>(), "; leave it out for the default"));
+  return int(count);
+}
+
+}  // namespace pyllm

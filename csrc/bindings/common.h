@@ -1,0 +1,39 @@
+// What the binding files share: reading NumPy arrays with our own errors instead of pybind11's, and names of formats.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "ops.h"
+#include "pack.h"
+
+namespace pyllm {
+
+namespace py = pybind11;
+
+// The array's data when it is C-contiguous, of type T and of this shape (-1: any). Throws Error(array).
+template <class T>
+const T* data_of(const py::array& array, const char* name, std::initializer_list<int64_t> shape);
+extern template const float* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
+extern template const int32_t* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
+
+// A matrix of float32, float16, or bfloat16 held as uint16; any strides.
+Source source_of(const py::array& array, const char* name);
+std::vector<Source> sources_of(const std::vector<py::array>& arrays);
+// Vectors of float32, one for each of `parts`.
+std::vector<const float*> biases_of(const std::vector<py::array>& arrays, const std::vector<Source>& parts);
+
+Format format_of(const std::string& name);          // "float32", "bfloat16"
+Activation activation_of(const std::string& name);  // pyllm.program.ActivationName
+const Kernels& kernels_of(const py::object& isa);   // None: the default
+int threads_of(const py::object& threads);          // None: the default
+
+void bind_model(py::module_& m);
+void bind_ops(py::module_& m);
+
+}  // namespace pyllm

@@ -1,0 +1,80 @@
+// The module pyllm._C: translation of errors, facts about this machine. Classes are in model.cpp, operations in
+// ops.cpp.
+#include <pybind11/stl.h>
+
+#include <new>
+
+#include "common.h"
+#include "cpu/dispatch.h"
+#include "errors.h"
+#include "machine.h"
+
+namespace pyllm {
+namespace {
+
+const char* class_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::array:
+      return "ArrayError";
+    case ErrorKind::prompt:
+      return "PromptError";
+    case ErrorKind::context_length:
+      return "ContextLengthError";
+    case ErrorKind::option:
+      return "InvalidOptionError";
+    case ErrorKind::device:
+      return "DeviceError";
+    case ErrorKind::out_of_memory:
+      return "OutOfMemoryError";
+  }
+  return "PyllmError";
+}
+
+void raise(const char* name, const char* message) {
+  PyErr_SetString(py::module_::import("pyllm.errors").attr(name).ptr(), message);
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    raise(class_of(error.kind()), error.what());
+  } catch (const std::bad_alloc&) {
+    raise("OutOfMemoryError",
+          "[memory] an allocation was refused; free memory or use a smaller model, batch or context");
+  }
+}
+
+py::dict processors_dict() {
+  const Processors found = processors();
+  py::dict out;
+  out["online"] = found.online;
+  out["affinity"] = found.affinity;
+  out["cores"] = found.cores;
+  out["quota"] = found.quota;
+  return out;
+}
+
+}  // namespace
+}  // namespace pyllm
+
+PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
+  using namespace pyllm;
+  m.doc() = "The C++ core: kernels, thread pool, key/value cache, executor. Private; use pyllm and pyllm.ops.";
+  py::register_exception_translator(&translate);
+  m.def(
+      "isa", [] { return kernels().name; },
+      "The instruction set used by default: the best one here, or the one PYLLM_ISA names. Raises DeviceError.");
+  m.def("isas", &available_kernels, "Instruction sets that were built and run on this machine, best first.");
+  m.def("compiled_isas", &compiled_kernels, "Instruction sets in this build, best first.");
+  m.def(
+      "default_threads", &default_threads,
+      "Threads used when none are asked for: PYLLM_NUM_THREADS, OMP_NUM_THREADS, else cores within affinity and cgroup "
+      "quota. Raises InvalidOptionError when a variable is malformed.");
+  m.def("processors", &processors_dict,
+        "Processors: online, affinity (logical ones this process may use), cores (physical ones among those), quota "
+        "(the cgroup's, in processors; 0: none).");
+  m.def("available_memory", &available_memory, "Bytes this process can still allocate without swapping.");
+  bind_model(m);
+  bind_ops(m);
+}

@@ -1,0 +1,78 @@
+// Paged storage of keys and values: blocks of 32 tokens over all layers and kv heads, reference-counted, in slabs that
+// never move. Knows nothing of sequences.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "arena.h"
+#include "kernels.h"
+
+namespace pyllm {
+
+struct KvShape {
+  Format format;
+  int layers, heads;
+  int64_t head_dim;
+
+  size_t block_bytes() const { return size_t(layers) * size_t(heads) * kv_block_bytes(format, head_dim); }
+  size_t offset(int layer, int head) const {  // of one (layer, kv head) in a block
+    return (size_t(layer) * size_t(heads) + size_t(head)) * kv_block_bytes(format, head_dim);
+  }
+  bool operator==(const KvShape& o) const {
+    return format == o.format && layers == o.layers && heads == o.heads && head_dim == o.head_dim;
+  }
+};
+
+// Thread-safe. Methods that name a block throw Error(array) when it is not in use.
+class KvCache {
+ public:
+  // max_bytes 0: as much as the system gives.
+  KvCache(const KvShape& shape, size_t max_bytes);
+
+  int allocate();           // one reference, all bytes zero; throws Error(out_of_memory)
+  int copy(int block);      // allocate() with the content of another
+  void share(int block);    // one reference more
+  void release(int block);  // one less; free at zero
+  int references(int block) const;
+
+  const KvShape& shape() const { return shape_; }
+  int blocks_in_use() const;
+  size_t bytes() const;       // reserved from the system
+  size_t huge_bytes() const;  // of those, backed by huge pages now
+
+  // Base of a block and its reference count, or {nullptr, 0} when it is not in use.
+  struct View {
+    uint8_t* base;
+    int references;
+  };
+  void views(const int32_t* blocks, int64_t count, View* out) const;
+
+  // Where a step of this cache writes its logits: kept here, one per cache, so that generations on one model do not
+  // overwrite each other's. Replaced when too small; whoever still holds the old one keeps it.
+  std::shared_ptr<Arena> logits(size_t bytes);
+
+ private:
+  struct Block {
+    uint8_t* base;
+    int references;
+    bool used_before;  // fresh memory is zero already
+  };
+  View view(int block) const;
+  Block& in_use(int block, const char* where);
+  int take();
+  void grow();
+
+  const KvShape shape_;
+  const size_t max_bytes_;
+  mutable std::mutex mutex_;
+  std::vector<Arena> slabs_;
+  std::vector<Block> blocks_;
+  std::vector<int> free_;
+  size_t bytes_ = 0;
+  std::shared_ptr<Arena> logits_;
+};
+
+}  // namespace pyllm

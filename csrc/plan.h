@@ -1,0 +1,40 @@
+// How a program is run: where each buffer lies, and the op list as phases with a barrier only where one is needed.
+// Made once; holds for any number of rows.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "program.h"
+
+namespace pyllm {
+
+// Up to so many rows a norm, and the preparation of a matmul's input, are repeated by every worker: cheaper than the
+// barrier and the cache misses that sharing them costs. Changes no result.
+static constexpr int kFewRows = 4;
+
+// One thing every worker does its part of.
+struct Phase {
+  enum class Kind { embed, rotary, norm, prepare, linear, attention, select };
+  Kind kind;
+  int op;             // index into Program::ops
+  bool barrier;       // all must have finished what came before
+  int norm = -1;      // linear of few rows: the norm op it repeats first, -1: none
+  bool fill = false;  // linear of few rows: (re)makes this worker's copy of its input
+  int counter = -1;   // attention: which counter hands out its tasks
+};
+
+struct Plan {
+  // Buffer b of a plan for `rows` rows starts at float rows * columns[b] of the arena. Not for the logits: -1.
+  std::vector<int64_t> columns;
+  int64_t width = 0;        // floats of arena for one row
+  int64_t norm_width = 0;   // floats of the widest norm that is repeated
+  int64_t input_width = 0;  // inputs of the widest matmul
+  int attentions = 0;
+  std::vector<Phase> few, many;
+};
+
+// prepares: the kernels want matmul inputs in a form of their own (Kernels::prepare).
+Plan make_plan(const Program& program, bool prepares);
+
+}  // namespace pyllm
