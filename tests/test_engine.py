@@ -10,7 +10,7 @@ from engine_doubles import DoubleCache, DoubleRunner
 from numpy.typing import NDArray
 
 from pyllm.decode.options import GenerationOptions
-from pyllm.decode.policy import Advance, Hypothesis, Policy, Request
+from pyllm.decode.policy import Advance, Hypothesis, Policy, Request, Track
 from pyllm.engine.engine import Engine
 from pyllm.engine.sequences import SequenceTable
 from pyllm.errors import OutOfMemoryError
@@ -36,7 +36,7 @@ class Wanderer(Policy):
         count = self.random.randint(1, self.width)
         parents = [self.random.randrange(len(self._live)) for _ in range(count)]
         tokens = [self.random.randrange(self.runner.vocab_size) for _ in range(count)]
-        self._live = [self._live[p].grown(p, t, 0.0) for p, t in zip(parents, tokens, strict=True)]
+        self._live = [Track([*self.live_tokens(p), t]) for p, t in zip(parents, tokens, strict=True)]
         return Advance(parents, tokens)
 
     def _stop(self, reason: str) -> None: ...

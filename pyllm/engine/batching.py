@@ -22,7 +22,7 @@ class BatchBuilder:
         self._wanted = 0
         self._batch: Batch | None = None
         self._tables = np.zeros((0, 0), np.int32)
-        self._reserve(rows)
+        self._allocate(rows)
 
     def start(self) -> None:
         """Begins an empty batch."""
@@ -98,8 +98,12 @@ class BatchBuilder:
 
     def _reserve(self, rows: int) -> None:
         """Room for `rows` rows and as many sequences; what was added so far is kept."""
-        kept, wanted, sequences = self._count, self._wanted, len(self._slots)
-        old = (self._ids, self._positions, self._starts, self._context, self._logit_rows) if kept else None
+        old = self._arrays()
+        self._allocate(rows)
+        for before, now in zip(old, self._arrays(), strict=True):
+            now[: len(before)] = before
+
+    def _allocate(self, rows: int) -> None:
         self._ids = np.zeros(rows, np.int32)
         self._positions = np.zeros(rows, np.int32)
         self._starts = np.zeros(rows + 1, np.int32)
@@ -107,7 +111,6 @@ class BatchBuilder:
         self._logit_rows = np.zeros(rows, np.int32)
         self._slot_array = np.zeros(rows, np.intp)
         self._iota = np.arange(rows, dtype=np.int32)
-        if old is not None:
-            self._ids[:kept], self._positions[:kept] = old[0][:kept], old[1][:kept]
-            self._starts[: sequences + 1], self._context[:sequences] = old[2][: sequences + 1], old[3][:sequences]
-            self._logit_rows[:wanted] = old[4][:wanted]
+
+    def _arrays(self) -> tuple[NDArray[np.int32], ...]:
+        return self._ids, self._positions, self._starts, self._context, self._logit_rows

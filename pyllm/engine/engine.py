@@ -102,6 +102,11 @@ class Engine:
         return advanced
 
     @property
+    def groups(self) -> int:
+        """Groups that have not finished."""
+        return len(self._groups)
+
+    @property
     def busy(self) -> bool:
         """Whether any group is left."""
         return bool(self._groups)

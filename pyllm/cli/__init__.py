@@ -1,0 +1,40 @@
+"""The `pyllm` command: one file per subcommand. Exit codes: 0 done, 1 a PyllmError, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import click
+
+import pyllm
+
+from ..errors import PyllmError
+from .doctor import doctor
+from .generate import generate
+
+
+class _Commands(click.Group):
+    """Turns what a command may raise into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
+            try:
+                return super().invoke(ctx)
+            except (PyllmError, ImportError) as error:
+                click.echo("error: " + " ".join(str(error).split()), err=True)
+                ctx.exit(1)
+            except KeyboardInterrupt:
+                click.echo("\ninterrupted", err=True)
+                ctx.exit(130)
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(pyllm.__version__, prog_name="pyllm")
+def main() -> None:
+    """Run Hugging Face language models without PyTorch."""
+
+
+main.add_command(generate)
+main.add_command(doctor)

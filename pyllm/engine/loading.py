@@ -1,0 +1,136 @@
+"""`load`: from a folder or Hub id to a LanguageModel. Checks the loading options; reading and packing happen below."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
+from ..models import BoundCheckpoint, bind, build_program
+from ..program.batch import Runner
+from ..program.program import Program
+from ..tokenization import Tokenizer, load_tokenizer
+from .language_model import LanguageModel
+
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "reference")
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: None = None,
+    num_threads: int | None = None,
+    progress: bool = False,
+    **unknown: Any,
+) -> LanguageModel:
+    """Loads a Hugging Face checkpoint.
+
+    model             a folder, or a Hub id ("org/name"), which is fetched through huggingface_hub's cache
+    revision, cache_dir, token, local_files_only   as in huggingface_hub.snapshot_download
+    dtype             "float32", "bfloat16", or "auto": the checkpoint's own (float16 runs as bfloat16)
+    device            "cpu", "reference" (NumPy in float64: slow, for checking), or "auto"
+    quantization      None: weights stay as they are
+    num_threads       None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or every core this process may use
+    progress          bars on stderr while downloading and packing, if it is a terminal
+
+    Raises ModelNotFoundError, UnsupportedModelError, InvalidConfigError, CheckpointError, DeviceError,
+    InvalidOptionError and UnknownOptionError. The tokenizer is read at first use.
+    """
+    _check_options(unknown, dtype, device, quantization, num_threads)
+    checkpoint = open_checkpoint(
+        model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only, progress=progress
+    )
+    try:
+        program = build_program(checkpoint.config)
+        tensors = bind(program, checkpoint)
+        chosen = native_dtype(program, tensors) if dtype == "auto" else dtype
+        runner, chosen = _runner(program, tensors, chosen, device, num_threads, progress)
+    finally:
+        checkpoint.close()
+    return LanguageModel(
+        program,
+        runner,
+        folder=checkpoint.folder,
+        config=checkpoint.config,
+        generation_config=checkpoint.generation_config,
+        tokenizer=_tokenizer_of(checkpoint),
+        dtype=chosen,
+        device="cpu" if device == "auto" else device,
+    )
+
+
+def default_model() -> Path:
+    """Folder of the small English model that comes with pyllm (its README there tells how it was trained)."""
+    return Path(__file__).parent.parent / "assets" / "default-model"
+
+
+def native_dtype(program: Program, tensors: BoundCheckpoint) -> str:
+    """What the bulk of the weights is stored in: "float32" for F32, "bfloat16" for BF16 and F16."""
+    elements: dict[str, int] = {}
+    for matrix in program.matrices():
+        for source in matrix.sources:
+            stored = tensors.dtype(source.name)
+            size = 1
+            for length in source.shape:
+                size *= length
+            elements[stored] = elements.get(stored, 0) + size
+    return "float32" if max(elements, key=lambda stored: elements[stored]) == "F32" else "bfloat16"
+
+
+def _runner(
+    program: Program, tensors: BoundCheckpoint, dtype: str, device: str, num_threads: int | None, progress: bool
+) -> tuple[Runner, str]:
+    """The runner and the type it computes in."""
+    if device == "reference":
+        from ..devices.reference import ReferenceRunner
+
+        return ReferenceRunner(program, tensors), "float64"
+    from ..devices.cpu import CpuRunner
+
+    return CpuRunner(program, tensors, dtype=dtype, num_threads=num_threads, progress=progress), dtype
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Any:
+    folder, config = checkpoint.folder, checkpoint.config
+
+    def read() -> Tokenizer:
+        return load_tokenizer(folder, config)
+
+    return read
+
+
+def _check_options(
+    unknown: dict[str, Any], dtype: object, device: object, quantization: object, num_threads: object
+) -> None:
+    """All problems at once. Raises UnknownOptionError, DeviceError (cuda) or InvalidOptionError."""
+    known = [name for name in inspect.signature(load).parameters if name != "unknown"]
+    unknowns, problems = [], []
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        unknowns.append(f"there is no option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    if dtype not in DTYPES:
+        float16 = " (float16 checkpoints run as bfloat16)" if dtype == "float16" else ""
+        problems.append(f"dtype must be one of {', '.join(DTYPES)}{float16}, got {dtype!r}")
+    cuda = isinstance(device, str) and device.partition(":")[0] == "cuda"
+    if device not in DEVICES and not cuda:
+        problems.append(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if quantization is not None:
+        problems.append(f"quantization must be None, got {quantization!r}; this version runs float32 and bfloat16")
+    if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
+        problems.append(f"num_threads must be a positive number or None, got {num_threads!r}")
+    if unknowns or problems:
+        kind = UnknownOptionError if unknowns else InvalidOptionError
+        raise kind("[load] " + "; ".join(unknowns + problems))
+    if cuda:
+        raise DeviceError("[load] device 'cuda' needs a build with CUDA kernels, this one has none; use device='cpu'")

@@ -1,0 +1,107 @@
+"""What a generation returns. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..decode.policy import Hypothesis
+from ..errors import TokenizerError
+
+
+@dataclass(frozen=True)
+class GeneratedSequence:
+    """One continuation of a prompt.
+
+    token_ids      the new tokens only, the end token included when one was generated
+    score          beams: log-probability per token under the length penalty (transformers' `sequences_scores`); greedy
+                   and sampling: log-probability of the new tokens when `output_scores` was asked for, else None
+    finish_reason  "stop" (end token), "length", "stop_string", "time" or "criteria" (a stopping_criteria callable)
+    stop_string    the string that was met when finish_reason is "stop_string"; the text includes it
+    logits         float32 [steps, V], row t as the network gave it where token t was chosen; with output_logits=True
+    scores         float32 [steps, V], the same after all filters (beams: log-probabilities); with output_scores=True
+    """
+
+    token_ids: list[int]
+    score: float | None
+    finish_reason: str
+    stop_string: str | None = None
+    logits: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    scores: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    _text: str | TokenizerError = field(default="", kw_only=True)
+
+    @property
+    def text(self) -> str:
+        """The new tokens as text, special tokens left out. Raises TokenizerError for a model without a tokenizer."""
+        if isinstance(self._text, TokenizerError):
+            raise self._text
+        return self._text
+
+    @classmethod
+    def of(cls, hypothesis: Hypothesis, text: str | TokenizerError) -> GeneratedSequence:
+        """The public form of a search's result."""
+        return cls(
+            token_ids=hypothesis.token_ids,
+            score=hypothesis.score,
+            finish_reason=hypothesis.finish_reason,
+            stop_string=hypothesis.stop_string,
+            logits=hypothesis.logits,
+            scores=hypothesis.scores,
+            _text=text,
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Everything one prompt led to. Attributes of `GeneratedSequence` are those of the best sequence.
+
+    sequences         the num_return_sequences results, best first (sampling: in the order they were drawn)
+    prompt_token_ids  the prompt as the network read it, special tokens included
+    seed              give it as `seed=` to draw the same samples again; None when nothing was drawn
+    """
+
+    sequences: list[GeneratedSequence]
+    prompt_token_ids: list[int] = field(repr=False)
+    seed: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt in tokens."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def text(self) -> str:
+        """New text of the best sequence. Raises TokenizerError for a model without a tokenizer."""
+        return self.sequences[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """New tokens of the best sequence."""
+        return self.sequences[0].token_ids
+
+    @property
+    def score(self) -> float | None:
+        """Score of the best sequence (see GeneratedSequence)."""
+        return self.sequences[0].score
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the best sequence ended (see GeneratedSequence)."""
+        return self.sequences[0].finish_reason
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string the best sequence met, if that ended it."""
+        return self.sequences[0].stop_string
+
+    @property
+    def logits(self) -> NDArray[np.float32] | None:
+        """float32 [steps, V] along the best sequence, with output_logits=True."""
+        return self.sequences[0].logits
+
+    @property
+    def scores(self) -> NDArray[np.float32] | None:
+        """float32 [steps, V] along the best sequence, with output_scores=True."""
+        return self.sequences[0].scores
