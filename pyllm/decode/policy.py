@@ -43,8 +43,6 @@ class Hypothesis:
     finish_reason  "stop" (end token), "length", "stop_string", "time", "criteria" (a stopping_criteria callable),
                    or the reason given to `Policy.stop`
     stop_string    the string that was met, when finish_reason is "stop_string"
-    rows           step t's token was chosen from row `rows[t]` of the logits given to the t-th `advance`
-                   (Hugging Face's `beam_indices`)
     scores         float32 [steps, V], the filtered scores along this sequence when `output_scores`, else None;
                    beams: filtered log-probabilities without the sequence's own sum, as in Hugging Face
     logits         float32 [steps, V], the untouched logits along this sequence when `output_logits`, else None
@@ -54,7 +52,6 @@ class Hypothesis:
     score: float | None
     finish_reason: str
     stop_string: str | None = None
-    rows: list[int] = field(default_factory=list)
     scores: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
 
@@ -85,16 +82,17 @@ class Request:
 
 @dataclass
 class Track:
-    """One live sequence: all its tokens (prompt included), the rows it came through and its sum of
-    log-probabilities (the running beam score for beams)."""
+    """One live sequence: its tokens (prompt included), its sum of log-probabilities (the running score for beams) and,
+    when they are to be returned, the rows of scores and logits its tokens were chosen from."""
 
     tokens: list[int]
-    rows: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    scores: list[NDArray[np.float32]] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def grown(self, row: int, token: int, logprob: float) -> Track:
-        """A copy extended by one token chosen from `row`."""
-        return Track([*self.tokens, token], [*self.rows, row], logprob)
+    def fork(self) -> Track:
+        """A copy that can grow by itself."""
+        return Track(list(self.tokens), self.logprob, list(self.scores), list(self.logits))
 
 
 class Policy(ABC):
@@ -117,8 +115,7 @@ class Policy(ABC):
         self.seed = request.seed
         self.finished = False
         self._live = [Track(list(request.prompt_ids))]
-        self._score_steps: list[NDArray[np.float32]] = []
-        self._logit_steps: list[NDArray[np.float32]] = []
+        self._steps: list[NDArray[np.float32]] = []  # filtered scores of each step, for stopping criteria
 
     @property
     def num_live(self) -> int:
@@ -144,11 +141,9 @@ class Policy(ABC):
                 "pass one row per live sequence"
             )
         if self.options.output_logits:
-            self._logit_steps.append(logits.copy())
-        step = self._advance(logits)
-        if self.finished:
-            return Advance([], [])
-        return step
+            for track, row in zip(self._live, logits.copy(), strict=True):
+                track.logits.append(row)
+        return self._advance(logits)
 
     def stop(self, reason: str) -> None:
         """Ends the group now (interrupt, disconnect, deadline); results() then holds what there is, with this
@@ -174,9 +169,16 @@ class Policy(ABC):
     def _stop(self, reason: str) -> None:
         """Turns what is still running into results."""
 
-    def _keep_scores(self, scores: NDArray[np.float32]) -> None:
+    def _keep_scores(self, tracks: Sequence[Track], scores: NDArray[np.float32]) -> None:
+        """Notes the filtered scores [n, V] for the tracks they belong to, when they are to be returned."""
         if self.options.output_scores:
-            self._score_steps.append(scores.copy())
+            kept = scores.copy()
+            self._steps.append(kept)
+            for track, row in zip(tracks, kept, strict=True):
+                track.scores.append(row)
+
+    def _scores_so_far(self) -> tuple[NDArray[np.float32], ...] | None:
+        return tuple(self._steps) if self.options.output_scores else None
 
     def _hypothesis(self, track: Track, score: float | None, reason: str, stop_string: str | None) -> Hypothesis:
         return Hypothesis(
@@ -184,22 +186,18 @@ class Policy(ABC):
             score=score,
             finish_reason=reason,
             stop_string=stop_string,
-            rows=track.rows,
-            scores=_along(self._score_steps, track.rows) if self.options.output_scores else None,
-            logits=_along(self._logit_steps, track.rows) if self.options.output_logits else None,
+            scores=self._stacked(track.scores) if self.options.output_scores else None,
+            logits=self._stacked(track.logits) if self.options.output_logits else None,
         )
+
+    def _stacked(self, rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.stack(rows) if rows else np.zeros((0, self.request.vocab_size), np.float32)
 
     def _not_a_number(self) -> NumericError:
         return NumericError(
             f"[generate] logits must be numbers, got NaN at position {len(self._live[0].tokens)} of the sequence; "
             "check the checkpoint for damaged weights, or load it with dtype='float32' if it overflowed"
         )
-
-
-def _along(steps: Sequence[NDArray[np.float32]], rows: Sequence[int]) -> NDArray[np.float32]:
-    """Row rows[t] of step t, stacked: float32 [len(rows), V]."""
-    picked = [step[row] for step, row in zip(steps, rows, strict=False)]
-    return np.stack(picked) if picked else np.zeros((0, 0), np.float32)
 
 
 def make_policy(

@@ -1,0 +1,173 @@
+"""Beam search and beam sampling, as transformers 5 does them (GenerationMixin._beam_search), for one prompt.
+
+Each step takes the best (end tokens + 1) * num_beams continuations of all beams, at least 2 * num_beams. Those among
+the best num_beams that end become finished hypotheses, the best num_beams that do not end go on. Scores are sums of
+log-probabilities; finished ones are divided by generated length ** length_penalty. Ties go to the earlier beam, then
+the lower token id (torch.topk leaves their order open).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _search
+from .chain import FilterChain
+from .policy import Advance, Hypothesis, Policy, Request, Track
+from .stopping import Stop, Stopping
+
+OUT = -1.0e9  # transformers' "never": added to what must not win, still above -inf
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Live sequence `parent` followed by `token`; `score` is the sum of log-probabilities."""
+
+    score: float
+    parent: int
+    token: int
+
+
+def best_continuations(
+    rows: NDArray[np.float32], running: list[float], count: int, normalise: bool
+) -> list[Continuation] | None:
+    """The `count` best continuations, best first; None when a row holds NaN. rows: float32 [n, V], logits if
+    `normalise`, else log-probabilities.
+
+    The single row of a prompt stands for len(running) equal beams of which the first alone counts. When it has too few
+    tokens left (tiny vocabulary, strict filters), the others come in at their score of -1e9, as in transformers.
+    """
+    beams = len(running)
+    found = _search.best_continuations(rows, running[: len(rows)], count, normalise)
+    if found is not None and len(rows) < beams and (len(found[0]) < count or found[0][-1] == -np.inf):
+        found = _search.best_continuations(np.repeat(rows, beams, axis=0), running, count, normalise)
+    if found is None:
+        return None
+    return [Continuation(*one) for one in zip(*found, strict=True)]
+
+
+class BeamPolicy(Policy):
+    """num_beams live sequences after the first step."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        o = request.options
+        self._chain = FilterChain(request)
+        self._stopping = Stopping(request)
+        self._count = max(2, 1 + len(o.eos_token_id)) * o.num_beams
+        self._running = [0.0] + [OUT] * (o.num_beams - 1)
+        self._done: list[tuple[float, Track, Stop]] = []  # best first
+        self._step = 0
+
+    def results(self) -> list[Hypothesis]:
+        best = self._done[: self.options.num_return_sequences]
+        return [self._hypothesis(track, score, stop.reason, stop.string) for score, track, stop in best]
+
+    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+        found = self._continuations(logits)
+        self._step += 1
+        length = len(self._live[0].tokens) + 1
+        stops = self._stops(found, length)
+        # What goes on: the best that do not end; sampled ones come in the order drawn, hence the sort.
+        order = sorted(range(len(found)), key=lambda i: -found[i].score - (OUT if stops[i] else 0.0))
+        going = [found[i] for i in order[: self.options.num_beams]]
+        self._running = [one.score + (OUT if stops[i] else 0.0) for one, i in zip(going, order, strict=False)]
+        self._finish(found, stops, length)
+        self._live = [self._grown(one) for one in going]
+        parents = [min(one.parent, logits.shape[0] - 1) for one in going]
+        self.finished = all(stops) or self._is_settled(length)
+        if self.finished:
+            self._fill(Stop("length"))
+            return Advance([], [])
+        return Advance(parents, [one.token for one in going])
+
+    def _continuations(self, logits: NDArray[np.float32]) -> list[Continuation]:
+        histories = [track.tokens for track in self._live]
+        plain = not self._chain and not self.options.output_scores and not self.options.do_sample
+        scores = logits
+        if not plain:
+            if not _search.log_softmax_(logits):
+                self._mark_invalid(logits)
+            scores = self._chain.apply(logits, histories)
+            self._keep_scores(self._live, scores)
+        if self.options.do_sample:
+            found = self._drawn(scores)
+        else:
+            found = best_continuations(scores, self._running, self._count, normalise=plain)
+        if found is None:
+            raise self._not_a_number()
+        return found
+
+    def _mark_invalid(self, logits: NDArray[np.float32]) -> None:
+        """Rows without a softmax: an error, or all NaN for remove_invalid_values to take care of."""
+        if not self.options.remove_invalid_values:
+            raise self._not_a_number()
+        bad = np.isnan(logits).any(axis=1) | np.isposinf(logits).any(axis=1)
+        logits[bad] = np.nan
+
+    def _drawn(self, scores: NDArray[np.float32]) -> list[Continuation] | None:
+        """As many continuations, drawn one after another without replacement from the softmax of their sums."""
+        sums = (scores + np.array(self._running[: len(scores)], np.float32)[:, None]).reshape(-1)
+        count = min(self._count, len(sums))
+        uniforms = [_search.uniform(self.seed, self.request.seed_index, 0, self._step, i) for i in range(count)]
+        flat = _search.draw_without_replacement(sums, uniforms)
+        if flat is None:
+            return None
+        vocab_size = scores.shape[1]
+        return [Continuation(float(sums[i]), i // vocab_size, i % vocab_size) for i in flat]
+
+    def _stops(self, found: list[Continuation], length: int) -> list[Stop | None]:
+        stops = [self._stopping.at_end_token(one.token) for one in found]
+        if self._stopping.reads_text:
+            histories = [[*self._live[self._at(one)].tokens, one.token] for one in found]
+            in_text = self._stopping.in_text(histories, self._scores_so_far())
+            stops = [ended or read for ended, read in zip(stops, in_text, strict=True)]
+        over = self._stopping.for_all(length)
+        return [stop or over for stop in stops]
+
+    def _finish(self, found: list[Continuation], stops: list[Stop | None], length: int) -> None:
+        """Takes the ending ones among the best num_beams into the finished, of which the best num_beams stay."""
+        for one, stop in zip(found[: self.options.num_beams], stops, strict=False):
+            if stop is not None:
+                self._done.append((self._normalised(one.score, length), self._grown(one), stop))
+        self._done.sort(key=lambda item: -item[0])
+        del self._done[self.options.num_beams :]
+
+    def _is_settled(self, length: int) -> bool:
+        """Whether the live beams can, or may, no longer improve the finished ones: the rules of early_stopping."""
+        o = self.options
+        full = len(self._done) == o.num_beams
+        if full and o.early_stopping is True:
+            return True
+        longest = self.max_length if o.early_stopping == "never" and o.length_penalty > 0 else length
+        hoped = self._normalised(self._running[0], longest)
+        return hoped <= (self._done[-1][0] if full else OUT)
+
+    def _fill(self, stop: Stop) -> None:
+        """Fewer finished than asked for (interrupted, or nothing left to search): the best live ones make up for it."""
+        missing = self.options.num_return_sequences - len(self._done)
+        for track, score in list(zip(self._live, self._running, strict=False))[: max(0, missing)]:
+            self._done.append((self._normalised(score, len(track.tokens)), track, stop))
+
+    def _stop(self, reason: str) -> None:
+        if self._step == 0:
+            self._live = [self._live[0].fork() for _ in self._running]
+        for track, score in zip(self._live, self._running, strict=True):
+            self._done.append((self._normalised(score, len(track.tokens)), track, Stop(reason)))
+        self._done.sort(key=lambda item: -item[0])
+
+    def _normalised(self, score: float, length: int) -> float:
+        return score / math.pow(max(1, length - self.prompt_length), self.options.length_penalty)
+
+    def _at(self, one: Continuation) -> int:
+        """Index of the live sequence continued; the copies of the first step are all the prompt."""
+        return min(one.parent, len(self._live) - 1)
+
+    def _grown(self, one: Continuation) -> Track:
+        track = self._live[self._at(one)].fork()
+        track.tokens.append(one.token)
+        track.logprob = one.score
+        return track
