@@ -150,9 +150,9 @@ struct Piece {
   const float* weights;   // the same as floats; nullptr: unpack as you go
   const float* x;         // first row, first k of the piece
   int64_t x_ld, steps;
-  bool first;  // the piece begins at k = 0
-  float* c;    // sums [rows][64]
-  const float* y;         // where they end up
+  bool first;      // the piece begins at k = 0
+  float* c;        // sums [rows][64]
+  const float* y;  // where they end up
   int64_t y_ld;
 };
 
@@ -189,7 +189,7 @@ void block_row(const Piece& p, int row, int rows, int lines, const uint8_t* ahea
 template <Blocks B, int Most>
 void all_rows(const Piece& p, int rows) {
   const int blocks = (rows + Most - 1) / Most, lines = int(p.bytes / 64 / p.steps);
-  const int share = blocks == 1 ? lines : (lines + 3) / 4 * (blocks < lines ? 2 : 1);
+  const int share = (lines + blocks - 1) / blocks;
   const uint8_t *ahead = p.packed + p.bytes, *end = ahead + p.bytes;
   for (int row = 0, part; row < rows; row += part) {
     part = next_part(rows - row, Most);
