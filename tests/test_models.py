@@ -6,15 +6,13 @@ how it was fed: chunks and neighbours are compared, bitwise on the core.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import recorded_cases, recorded_logits, toy_folder
 from stepping import Stepper, greedy, logits_of
+from toy_models import SEARCH_MODELS
 
 from pyllm.checkpoint import open_checkpoint
 from pyllm.devices.reference import ReferenceRunner
@@ -29,14 +27,14 @@ BFLOAT16_TOLERANCE = 0.3
 RUNNERS = ("float64", "float32", "bfloat16")
 
 
-def make_runner(name: str, kind: str, num_threads: int | None = None) -> Runner:
+def make_runner(name: str, kind: str, num_threads: int | None = None, isa: str | None = None) -> Runner:
     checkpoint = open_checkpoint(toy_folder(name))
     program = build_program(checkpoint.config)
     tensors = bind(program, checkpoint)
     if kind == "float64":
         return ReferenceRunner(program, tensors)
     cpu = pytest.importorskip("pyllm.devices.cpu", reason="the C++ core is not built")
-    return cpu.CpuRunner(program, tensors, dtype=kind, num_threads=num_threads)
+    return cpu.CpuRunner(program, tensors, dtype=kind, num_threads=num_threads, isa=isa)
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
@@ -94,30 +92,25 @@ def test_threads_do_not_matter(toy_model: str, kind: str) -> None:
 
 
 def test_bfloat16_follows_its_reference(toy_model: str) -> None:
-    """The core's bfloat16 against the oracle's: the roundings are the same, the order of sums is not."""
+    """The roundings are the same, the order of sums is not: equal to 1e-6 until a value rounds the other way."""
     checkpoint = open_checkpoint(toy_folder(toy_model))
     program = build_program(checkpoint.config)
     oracle = ReferenceRunner(program, bind(program, checkpoint), dtype="bfloat16")
     runner = make_runner(toy_model, "bfloat16")
     for prompt, expected in recorded_logits(toy_model):
         difference = logits_of(runner, prompt) - logits_of(oracle, prompt)
-        assert np.abs(difference).max() <= 0.15 * expected.std()
-        assert np.sqrt((difference**2).mean()) <= 0.02 * expected.std()
+        assert np.abs(difference).max() <= 0.05 * expected.std()
+        assert np.sqrt((difference**2).mean()) <= 0.005 * expected.std()
 
 
-def test_every_instruction_set_gives_the_recorded_logits(isa: str) -> None:
-    """A process each, as the instruction set is chosen once; bfloat16 must even be bitwise equal to this process's."""
-    command = [sys.executable, __file__, "gpt2", "llama", "qwen2"]
-    environment = os.environ | {"PYLLM_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    expected = [checksum(name) for name in ("gpt2", "llama", "qwen2")]
-    assert result.stdout.split() == expected
-
-
-def checksum(name: str) -> str:
-    prompt = recorded_logits(name)[2][0]
-    return logits_of(make_runner(name, "bfloat16"), prompt).tobytes().hex()[:4096]
+@pytest.mark.parametrize("name", SEARCH_MODELS)
+def test_every_instruction_set_gives_the_recorded_logits(isa: str, name: str) -> None:
+    """bfloat16 is bitwise the same on each of them, float32 up to rounding."""
+    prompt, expected = recorded_logits(name)[2]
+    found = logits_of(make_runner(name, "float32", isa=isa), prompt)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
+    lowest = logits_of(make_runner(name, "bfloat16", isa="scalar"), prompt)
+    assert_same("bfloat16", logits_of(make_runner(name, "bfloat16", isa=isa), prompt), lowest)
 
 
 def transformers_logits(name: str, prompts: list[list[int]]) -> list[np.ndarray]:
@@ -137,9 +130,3 @@ def test_logits_equal_those_of_transformers_live(toy_model: str, kind: str) -> N
     prompts = [random.integers(0, 131, size=n).tolist() for n in (2, 31, 32, 33, min(96, limit))]
     for prompt, expected in zip(prompts, transformers_logits(toy_model, prompts), strict=True):
         np.testing.assert_allclose(logits_of(runner, prompt), expected, rtol=0, atol=FLOAT32_TOLERANCE)
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        test_logits_equal_those_of_transformers(name, "float32")
-        print(checksum(name))
