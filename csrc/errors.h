@@ -8,7 +8,7 @@
 
 namespace pyllm {
 
-enum class ErrorKind { array, prompt, context_length, option, device, out_of_memory };
+enum class ErrorKind { array, program, prompt, context_length, option, device, out_of_memory };
 
 class Error : public std::exception {
  public:

@@ -49,7 +49,7 @@ void run_worker(const StepShared& shared, const ScratchSizes& sizes, Team& team)
 
 class Executor {
  public:
-  // Throws Error(array) for a wrong program, Error(out_of_memory).
+  // Throws Error(program) for a wrong program, Error(out_of_memory).
   Executor(Program program, int threads, const Kernels& kernels);
 
   // Loading. `parts` are the matrix's sources in order; bias[i] has as many floats as part i has rows (empty: none).

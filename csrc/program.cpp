@@ -38,7 +38,7 @@ class Checker {
       const Buffer& b = p_.buffers[size_t(p_.logits)];
       require(b.rows == Rows::R && b.cols == p_.vocab_size, "they must be [R, vocab_size]");
     }
-    if (!problems_.empty()) throw Error(ErrorKind::array, "[program] " + problems_ + "; record the program again");
+    if (!problems_.empty()) throw Error(ErrorKind::program, "[program] " + problems_ + "; record the program again");
   }
 
  private:

@@ -76,7 +76,7 @@ struct Program {
 
   int64_t table_rows() const;  // ids must lie below
 
-  // Every id in range, every shape right, every buffer written once and before it is read. Throws Error(array) that
+  // Every id in range, every shape right, every buffer written once and before it is read. Throws Error(program) that
   // lists everything wrong. Run it before anything else is made from a program.
   void check() const;
 };

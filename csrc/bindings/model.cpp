@@ -147,7 +147,7 @@ void bind_executor(py::module_& m) {
              return std::make_unique<Executor>(program, threads_of(num_threads), kernels_of(isa));
            }),
            py::arg("program"), py::arg("num_threads") = py::none(), py::arg("isa") = py::none(),
-           "Reserves memory for the weights. Raises ArrayError, InvalidOptionError, DeviceError, OutOfMemoryError.")
+           "Reserves memory for the weights. Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.")
       .def(
           "pack",
           [](Executor& executor, int matrix, const std::vector<py::array>& parts, const std::vector<py::array>& bias) {

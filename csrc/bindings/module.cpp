@@ -16,6 +16,8 @@ const char* class_of(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::array:
       return "ArrayError";
+    case ErrorKind::program:
+      return "ProgramError";
     case ErrorKind::prompt:
       return "PromptError";
     case ErrorKind::context_length:
