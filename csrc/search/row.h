@@ -172,16 +172,17 @@ struct Shift {
 };
 
 // The k best continuations of `rows` sequences, best first: score = value + running[row], where value is the logit
-// itself or, with `normalise`, its log-probability. False when a row has no softmax (NaN or +inf).
+// itself or, with `normalise`, its log-probability; rows are `stride` floats apart. False when a row has no softmax (NaN
+// or +inf).
 struct Continuation {
   float score;
   int32_t row;
   int32_t id;
 };
-inline bool continuations(const float* x, size_t rows, size_t n, const float* running, size_t k, bool normalise,
-                          std::vector<Continuation>& out) {
+inline bool continuations(const float* x, size_t rows, size_t stride, size_t n, const float* running, size_t k,
+                          bool normalise, std::vector<Continuation>& out) {
   for (size_t r = 0; r < rows; ++r) {
-    const Row row(x + r * n, n);
+    const Row row(x + r * stride, n);
     if (row.has_nan || row.max == INFINITY) return false;
     const Shift shift(normalise ? row.log_sum_exp() : 0.0);
     for (const Candidate& c : row.top_k(k)) {

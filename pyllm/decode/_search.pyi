@@ -1,4 +1,4 @@
-"""Types of the compiled search functions. Rows are float32 in C order; a name ending in _ overwrites its row."""
+"""Types of the compiled search functions. Each row is contiguous float32; a name ending in _ overwrites its row."""
 
 from collections.abc import Iterable
 

@@ -28,8 +28,8 @@ cdef extern from "search/draw.h" namespace "pyllm::search" nogil:
     RowKernels kRow
     vector[RowKernels] available_row_kernels() except +
     cbool log_softmax(float* x, size_t n) except +
-    cbool continuations(const float* x, size_t rows, size_t n, const float* running, size_t k, cbool normalise,
-                        vector[Continuation]& out) except +
+    cbool continuations(const float* x, size_t rows, size_t stride, size_t n, const float* running, size_t k,
+                        cbool normalise, vector[Continuation]& out) except +
     void penalise(float* x, const int64_t* ids, size_t count, float penalty) except +
     double philox_uniform(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
     int32_t draw(const Row& row, double u) except +
@@ -60,9 +60,10 @@ def log_sum_exp(const float[::1] row not None):
     return result
 
 
-def log_softmax_(float[:, ::1] rows not None):
+def log_softmax_(float[:, :] rows not None):
     cdef Py_ssize_t r
     cdef cbool fine = True
+    _check_rows(rows)
     with nogil:
         for r in range(rows.shape[0]):
             fine = log_softmax(&rows[r, 0], rows.shape[1]) and fine
@@ -80,15 +81,24 @@ def top_k(const float[::1] row not None, size_t k):
     return [one.value for one in best], [one.id for one in best]
 
 
-def best_continuations(const float[:, ::1] rows not None, list running not None, size_t k, cbool normalise):
+cdef int _check_rows(const float[:, :] rows) except -1:
+    if rows.strides[1] != sizeof(float):
+        raise ValueError(f"[search] the values of a row must lie side by side, got a stride of {rows.strides[1]} bytes")
+    return 0
+
+
+def best_continuations(const float[:, :] rows not None, list running not None, size_t k, cbool normalise):
     cdef vector[float] sums = running
     cdef vector[Continuation] best
     cdef Continuation one
     cdef cbool fine
+    _check_rows(rows)
     if sums.size() != <size_t>rows.shape[0]:
         raise ValueError(f"[best_continuations] one sum per row, got {sums.size()} for {rows.shape[0]} rows")
     with nogil:
-        fine = continuations(&rows[0, 0], rows.shape[0], rows.shape[1], sums.data(), k, normalise, best)
+        fine = continuations(
+            &rows[0, 0], rows.shape[0], rows.strides[0] // sizeof(float), rows.shape[1], sums.data(), k, normalise, best
+        )
     if not fine:
         return None
     return [one.score for one in best], [one.row for one in best], [one.id for one in best]

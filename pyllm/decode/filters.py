@@ -1,6 +1,6 @@
 """Filters: functions on rows of scores with transformers' exact meaning. Which apply, and in what order, is chain.py's.
 
-Every function takes `scores` float32 [n, V] in C order (logits, or log-probabilities for beams), overwrites it and
+Every function takes `scores` float32 [n, V], rows contiguous (logits, or log-probabilities for beams), overwrites it and
 returns it. `histories` are the n token sequences so far, prompt included. A token is ruled out by -inf. No function
 keeps state. Source of all rules: transformers' generation/logits_process.py; the class is named where the name differs.
 """

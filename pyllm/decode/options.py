@@ -285,7 +285,6 @@ def _contradictions(o: GenerationOptions) -> list[str]:
     """Rules over several options, transformers' own unless said."""
     suppressed = set(o.suppress_tokens)
     forced_bos = () if o.forced_bos_token_id is None else (o.forced_bos_token_id,)
-    both_new = {"min_new_tokens", "max_new_tokens"} <= o.given and (o.min_new_tokens or 0) > (o.max_new_tokens or 0)
     broken = {
         f"num_return_sequences={o.num_return_sequences} needs do_sample=True or num_beams > 1 (one best text exists)": (
             o.num_return_sequences > 1 and o.num_beams == 1 and not o.do_sample
@@ -316,7 +315,6 @@ def _contradictions(o: GenerationOptions) -> list[str]:
         "streamer needs num_beams=1 and num_return_sequences=1 (beams change until the end)": (
             o.streamer is not None and (o.num_beams > 1 or o.num_return_sequences > 1)
         ),
-        f"min_new_tokens={o.min_new_tokens} is above max_new_tokens={o.max_new_tokens}": both_new,
     }
     return [rule for rule, is_broken in broken.items() if is_broken]
 

@@ -100,7 +100,7 @@ class Policy(ABC):
 
     The engine runs the prompt, then repeats until `finished`:
 
-        step = policy.advance(logits)      # float32 [num_live, V], C order; the first call: the prompt's last row
+        step = policy.advance(logits)      # float32 [num_live, V]; the first call: the prompt's last row
         fork and drop caches by step.parents, feed step.tokens
 
     and reads `results()`. `prompt_ids`, `options`, `max_length` and `seed` are for reading.
@@ -129,16 +129,16 @@ class Policy(ABC):
     def advance(self, logits: NDArray[np.float32]) -> Advance:
         """Takes one step.
 
-        logits: float32 [num_live, V], C order, row i for live sequence i. The policy overwrites it and keeps no
-        reference to it. Raises NumericError when a row holds NaN (unless `remove_invalid_values`).
+        logits: float32 [num_live, V], rows contiguous, row i for live sequence i. The policy overwrites it and keeps
+        no reference to it. Raises NumericError when a row holds NaN (unless `remove_invalid_values`).
         """
         if self.finished:
             raise RuntimeError("[policy] advance after the group has finished; ask `finished` first")
         expected = (len(self._live), self.request.vocab_size)
-        if logits.shape != expected or logits.dtype != np.float32 or not logits.flags.c_contiguous:
+        if logits.shape != expected or logits.dtype != np.float32 or logits.strides[1] != logits.itemsize:
             raise ValueError(
-                f"[policy] logits must be float32 {expected} in C order, got {logits.dtype} {logits.shape}; "
-                "pass one row per live sequence"
+                f"[policy] logits must be float32 {expected} with contiguous rows, got {logits.dtype} {logits.shape}, "
+                f"strides {logits.strides}; pass one row per live sequence"
             )
         if self.options.output_logits:
             for track, row in zip(self._live, logits.copy(), strict=True):
