@@ -15,12 +15,35 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from test_checkpoint import TENSORS, as_numpy, check_equal, write_folder
+from test_checkpoint import check_equal as check_arrays
+from test_checkpoint import write_folder
 
 from pyllm.checkpoint import open_checkpoint
 from pyllm.checkpoint.state_dict import StateDictError, read_state_dict
 from pyllm.errors import CheckpointError
+
+torch = pytest.importorskip("torch")
+
+TENSORS = {
+    "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b.bf16": torch.linspace(-3, 3, 35).reshape(5, 7).bfloat16(),
+    "c.f16": torch.linspace(-3, 3, 6).half(),
+    "d.i64": torch.tensor([[1, -2], [3, 1 << 40]]),
+    "e.empty": torch.zeros(0, 5),
+    "f.scalar": torch.tensor(2.5, dtype=torch.float64),
+    "g.u8": torch.arange(3, dtype=torch.uint8),
+    "h.bool": torch.tensor([True, False, True]),
+    "i.i32": torch.tensor([-(1 << 31)], dtype=torch.int32),
+}
+
+
+def as_numpy(tensor: Any) -> np.ndarray:
+    """The array pyllm returns for a torch tensor: bfloat16 as its bits."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def check_equal(folder: Path, expected: dict[str, Any]) -> None:
+    check_arrays(folder, {name: as_numpy(tensor) for name, tensor in expected.items()})
 
 
 def save(folder: Path, state: Any, name: str = "pytorch_model.bin", **options: Any) -> Path:
