@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,11 @@ def test_invalid_gpt2_configurations(changes: dict[str, Any], problems: list[str
         ({"num_hidden_layers": 10**9}, ["num_hidden_layers must be a whole number from 1 to 4096"]),
         ({"rope_scaling": [1]}, ["rope_scaling must be an object, got [1]"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_type 'linear' needs factor"]),
-        ({"rope_scaling": {"type": "linear", "factor": 0}}, ["factor must be a number > 0, got 0"]),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, ["factor must be a number from 0.001 to 1e+12, got 0"]),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["needs low_freq_factor", "needs original_max"]),
         (
             {"rope_theta": -1.0, "rms_norm_eps": "x"},
-            ["rope_theta must be a number > 0", "rms_norm_eps must be a number"],
+            ["rope_theta must be a number from", "rms_norm_eps must be a number"],
         ),
         ({"rope_parameters": {"rope_theta": 5.0}}, ["rope_theta must be given once, it is 10000.0 and"]),
     ],
@@ -187,3 +188,36 @@ def test_layer_types_and_windows_agree() -> None:
     types = {"layer_types": ["full_attention", "sliding_attention"]}
     assert build_program(config | types) == build_program(config)
     assert "window" not in str(build_program(config | {"use_sliding_window": False}))
+
+
+STRANGE = [
+    None,
+    True,
+    "8",
+    "",
+    -1,
+    0,
+    1,
+    2**31,
+    10**30,
+    0.5,
+    -0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    [],
+    [1],
+    {},
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-rope-llama3", "llama-rope-yarn", "qwen2-window", "mistral"])
+def test_any_value_gives_a_program_or_a_typed_error(name: str) -> None:
+    config = toy_config(name)
+    variants = [config | {key: value} for key in config for value in STRANGE]
+    for nested in {"rope_scaling", "rope_parameters"} & config.keys():
+        variants += [config | {nested: config[nested] | {key: value}} for key in config[nested] for value in STRANGE]
+    for variant in variants:
+        with contextlib.suppress(PyllmError):
+            str(build_program(variant))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from ..errors import InvalidConfigError, UnsupportedModelError
 
 LARGEST = 2**31 - 1  # sizes and ids are int32 in the core
 MAX_LAYERS = 4096
+TINY, HUGE = 1e-30, 1e30  # well within float32
 _MISSING = object()
 
 
@@ -37,12 +37,12 @@ class Fields:
         self.invalid(f"{name} must be a whole number from {low} to {high}, got {value!r}")
         return 0
 
-    def number(self, name: str, default: Any = _MISSING, *, zero: bool = False) -> float:
-        """A finite number > 0, or >= 0 with `zero`."""
+    def number(self, name: str, default: Any = _MISSING) -> float:
+        """A number > 0 that float32 can hold."""
         value = self._get(name, default)
-        if value is None or is_number(value, zero=zero):
+        if value is None or is_number(value):
             return float(value or 0.0)
-        self.invalid(f"{name} must be a number {'>=' if zero else '>'} 0, got {value!r}")
+        self.invalid(f"{name} must be a number > 0, got {value!r}")
         return 0.0
 
     def flag(self, name: str, default: bool) -> bool:
@@ -92,8 +92,6 @@ class Fields:
         return default
 
 
-def is_number(value: Any, *, zero: bool = False) -> bool:
-    """A finite int or float (no bool) that is > 0, or >= 0 with `zero`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value) and (value > 0 or (zero and value == 0))
+def is_number(value: Any, low: float = TINY, high: float = HUGE) -> bool:
+    """An int or float (no bool) in [low, high]."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high

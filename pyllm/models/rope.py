@@ -27,6 +27,7 @@ _NUMBERS = (
     *("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "partial_rotary_factor"),
 )
+_RANGE = (0.001, 1e12)  # beyond any use, and products of two stay within float32
 
 Floats = NDArray[np.float32]
 
@@ -80,8 +81,10 @@ def _parameters(fields: Fields) -> dict[str, Any]:
 def _check(fields: Fields, kind: str, parameters: dict[str, Any]) -> bool:
     """Whether all fields that `kind` uses are there and in range; notes those that are not."""
     problems = [f"rope_type {kind!r} needs {name}" for name in _REQUIRED[kind] if name not in parameters]
-    wrong = [name for name in _NUMBERS if name in parameters and not is_number(parameters[name])]
-    problems += [f"{name} must be a number > 0, got {parameters[name]!r}" for name in wrong]
+    wrong = [name for name in _NUMBERS if name in parameters and not is_number(parameters[name], *_RANGE)]
+    problems += [
+        f"{name} must be a number from {_RANGE[0]} to {_RANGE[1]:g}, got {parameters[name]!r}" for name in wrong
+    ]
     if not problems and kind == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
         low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
         problems.append(f"low_freq_factor must be less than high_freq_factor, got {low} and {high}")
