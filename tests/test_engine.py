@@ -33,6 +33,7 @@ class Wanderer(Policy):
         self.steps -= 1
         if self.steps == 0:
             self.finished = True
+            return Advance([], [])
         count = self.random.randint(1, self.width)
         parents = [self.random.randrange(len(self._live)) for _ in range(count)]
         tokens = [self.random.randrange(self.runner.vocab_size) for _ in range(count)]

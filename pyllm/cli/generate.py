@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def generate(
     if temperature is not None:
         options |= {"temperature": temperature, "do_sample": True} if temperature else {"do_sample": False}
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read().removesuffix("\n")
+        prompt = sys.stdin.read().removesuffix("\n")
     source = pyllm.default_model() if model == "default" else model
     with pyllm.load(source, dtype=dtype, device=device, num_threads=threads, progress=True) as loaded:
         timed = _run(loaded, prompt, options, "" if no_prompt else prompt, quiet=as_json)

@@ -11,7 +11,7 @@ from ..decode.policy import Hypothesis
 from ..errors import TokenizerError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeneratedSequence:
     """One continuation of a prompt.
 
@@ -28,9 +28,9 @@ class GeneratedSequence:
     score: float | None
     finish_reason: str
     stop_string: str | None = None
-    logits: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
-    scores: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
-    _text: str | TokenizerError = field(default="", kw_only=True)
+    logits: NDArray[np.float32] | None = field(default=None, compare=False)
+    scores: NDArray[np.float32] | None = field(default=None, compare=False)
+    _text: str | TokenizerError = field(default="", compare=False, kw_only=True)
 
     @property
     def text(self) -> str:
@@ -38,6 +38,11 @@ class GeneratedSequence:
         if isinstance(self._text, TokenizerError):
             raise self._text
         return self._text
+
+    def __repr__(self) -> str:
+        text = f"{self._text!r}, " if isinstance(self._text, str) else ""
+        score = "" if self.score is None else f", score={self.score:.4f}"
+        return f"GeneratedSequence({text}token_ids={self.token_ids}{score}, finish_reason={self.finish_reason!r})"
 
     @classmethod
     def of(cls, hypothesis: Hypothesis, text: str | TokenizerError) -> GeneratedSequence:

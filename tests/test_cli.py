@@ -1,0 +1,106 @@
+"""The `pyllm` command: text and JSON output, exit codes, and that nothing but the text reaches stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import pyllm
+from pyllm.cli import main
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, list(arguments), input=stdin)
+
+
+GENERATE = ("generate", "default", "The prince", "--max-new-tokens", "6")
+
+
+def test_text_goes_to_stdout_and_numbers_to_stderr() -> None:
+    result = run(*GENERATE, "--temperature", "0")
+    assert result.exit_code == 0, result.stderr
+    expected = pyllm.load(pyllm.default_model()).generate("The prince", max_new_tokens=6, do_sample=False)
+    assert result.stdout == f"The prince{expected.text}\n"
+    assert "tokens/s" in result.stderr
+    assert "finish: length" in result.stderr
+    continuation = run(*GENERATE, "--temperature", "0", "--no-prompt")
+    assert continuation.stdout == f"{expected.text}\n"
+
+
+def test_json_holds_everything_and_a_seed_repeats_it() -> None:
+    first = json.loads(run(*GENERATE, "--seed", "5", "--json").stdout)
+    again = json.loads(run(*GENERATE, "--seed", "5", "--json", "--threads", "1").stdout)
+    assert first["sequences"] == again["sequences"]
+    assert first["seed"] == 5
+    assert first["new_tokens"] == 6
+    assert first["prompt"] == "The prince"
+    assert first["sequences"][0]["finish_reason"] == "length"
+
+
+def test_beams_and_several_sequences_come_at_the_end() -> None:
+    settings = ("--num-beams", "3", "--set", "num_return_sequences=2", "--set", "do_sample=false")
+    result = run(*GENERATE, *settings)
+    assert result.stdout.count("The prince") == 2
+    assert "\n---\n" in result.stdout
+    report = json.loads(run(*GENERATE, *settings, "--json").stdout)
+    assert [s["score"] < 0 for s in report["sequences"]] == [True, True]
+
+
+def test_the_prompt_may_come_from_stdin() -> None:
+    result = run("generate", "default", "-", "--max-new-tokens", "3", "--seed", "1", stdin="Once more\n")
+    assert result.stdout.startswith("Once more")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("generate", "no/such/folder/here", "x"), 1, "error: ["),
+        ((*GENERATE, "--set", "temprature=1"), 1, "did you mean 'temperature'"),
+        ((*GENERATE, "--set", "nothing"), 1, "NAME=VALUE"),
+        ((*GENERATE, "--device", "cuda"), 1, "CUDA"),
+        (("generate",), 2, "Missing argument"),
+        (("--no-such-flag",), 2, "No such option"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert code == 2 or len(result.stderr.strip().splitlines()) == 1
+
+
+def test_control_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyllm, "load", interrupted)
+    assert run(*GENERATE).exit_code == 130
+
+
+def test_doctor() -> None:
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["pyllm"]["version"] == pyllm.__version__
+    assert report["kernels"]["used"] in report["kernels"]["instruction sets here"]
+    assert report["kernels"]["threads"] >= 1
+    assert run("doctor").stdout.startswith("pyllm\n  version")
+
+
+def test_doctor_names_a_malformed_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLM_NUM_THREADS", "many")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "PYLLM_NUM_THREADS" in result.stdout
+
+
+def test_python_m_pyllm_in_a_process_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pyllm", *GENERATE, "--seed", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The prince")
+    assert "\x1b" not in done.stdout + done.stderr

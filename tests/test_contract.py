@@ -1,0 +1,122 @@
+"""The numeric contract: a sequence's result depends on the weights and its own tokens only, bit for bit.
+
+Alone or in a batch, the prompt whole or in chunks, one thread or two, its cache reordered or not, streamed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import toy_folder
+from numpy.typing import NDArray
+
+import pyllm
+from pyllm.decode.options import GenerationOptions
+from pyllm.decode.policy import make_policy
+from pyllm.engine.engine import Engine
+from pyllm.engine.results import Generation
+
+DTYPES = ("float32", "bfloat16")
+MODELS = ("gpt2", "llama", "qwen2-window")  # heads of 12; grouped heads with rope; a sliding window
+
+
+def load(name: str, dtype: str, num_threads: int) -> pyllm.LanguageModel:
+    folder = pyllm.default_model() if name == "default" else toy_folder(name)
+    loaded = pyllm.load(folder, dtype=dtype, num_threads=num_threads)
+    loaded.generation_config = {}
+    return loaded
+
+
+@pytest.fixture(scope="module", params=[(name, dtype) for name in (*MODELS, "default") for dtype in DTYPES], ids=str)
+def models(request: pytest.FixtureRequest) -> Iterator[tuple[pyllm.LanguageModel, pyllm.LanguageModel]]:
+    """The same model on one thread and on two."""
+    one, two = load(*request.param, 1), load(*request.param, 2)
+    yield one, two
+    one.close()
+    two.close()
+
+
+def ids(length: int, model: pyllm.LanguageModel) -> list[int]:
+    return np.random.RandomState(length).randint(3, min(120, model.program.vocab_size), size=length).tolist()
+
+
+def same(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> None:
+    assert a is not None
+    assert b is not None
+    assert np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def generate(model: pyllm.LanguageModel, prompt: list[int], **options: Any) -> Generation:
+    result = model.generate(prompt, **{"output_logits": True, **options})
+    assert isinstance(result, Generation)
+    return result
+
+
+LENGTHS = (1, 2, 5, 16, 17, 31, 33, 50)
+
+
+def test_threads(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
+    one, two = models
+    for length in LENGTHS:
+        same(one.logits(ids(length, one)), two.logits(ids(length, one)))
+
+
+def test_batch(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
+    _, model = models
+    prompts = [ids(length, model) for length in LENGTHS]
+    batched = model.generate(prompts, max_new_tokens=10, output_logits=True)
+    for prompt, result in zip(prompts, batched, strict=True):
+        alone = generate(model, prompt, max_new_tokens=10)
+        assert alone.token_ids == result.token_ids
+        same(alone.logits, result.logits)
+
+
+def test_decoded_rows_equal_one_forward_pass(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
+    """One row at a time through the cache, against all rows at once."""
+    one, model = models
+    for length in (1, 30):
+        prompt = ids(length, model)
+        result = generate(model, prompt, max_new_tokens=12)
+        same(result.logits, one.logits([*prompt, *result.token_ids])[length - 1 : -1])
+
+
+@pytest.mark.parametrize("rows_per_step", [1, 7, 16, 32])
+def test_chunks(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel], rows_per_step: int) -> None:
+    _, model = models
+    prompt = ids(50, model)
+    options = GenerationOptions.build({}, {"max_new_tokens": 6, "output_logits": True})
+    policy = make_policy(prompt, options, vocab_size=model.program.vocab_size)
+    with Engine(model._open_runner(), rows_per_step=rows_per_step) as engine:
+        engine.add(policy)
+        while engine.busy:
+            engine.step()
+        assert engine.cache.blocks_in_use == 0
+    whole = generate(model, prompt, max_new_tokens=6)
+    assert policy.results()[0].token_ids == whole.token_ids
+    same(policy.results()[0].logits, whole.logits)
+
+
+def test_beams(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
+    """Logits along each beam, through forks and reorderings, equal one forward pass over its tokens."""
+    _, model = models
+    prompt = ids(29, model)  # the beams cross a block boundary
+    result = generate(model, prompt, max_new_tokens=16, num_beams=5, num_return_sequences=5)
+    for sequence in result.sequences:
+        same(sequence.logits, model.logits([*prompt, *sequence.token_ids])[len(prompt) - 1 : -1])
+    crowd = model.generate([ids(40, model), prompt], max_new_tokens=16, num_beams=5, num_return_sequences=5)
+    assert crowd[1].sequences == result.sequences
+
+
+def test_streamed(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
+    one, two = models
+    if one.folder != pyllm.default_model():
+        pytest.skip("toy models have no tokenizer to stream with")
+    options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": True, "seed": 11, "output_logits": True}
+    stream = one.stream("The prince", **options)
+    pieces = list(stream)
+    whole = generate(two, two.tokenizer.encode("The prince"), **options)
+    assert "".join(pieces) == whole.text
+    same(stream.result.logits, whole.logits)
