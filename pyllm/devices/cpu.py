@@ -13,7 +13,19 @@ from tqdm import tqdm
 from .. import _C
 from ..errors import ArrayError
 from ..program.batch import Batch, KvCache
-from ..program.program import Attention, Buffer, Embed, Linear, Matrix, Norm, Op, Program, Rotary, Select, Source, Vector
+from ..program.program import (
+    Attention,
+    Buffer,
+    Embed,
+    Linear,
+    Matrix,
+    Norm,
+    Op,
+    Program,
+    Rotary,
+    Select,
+    Source,
+)
 
 
 class Tensors(Protocol):

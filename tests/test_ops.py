@@ -1,0 +1,289 @@
+"""Every operation of pyllm.ops, on every instruction set of this machine, against its float64 definition.
+
+Tolerances are error bounds, not guesses: EPS is half a unit in the last place of float32, a sum of n products is off by
+at most about n * EPS times the sum of their magnitudes, and what enters and leaves a function carries its own error on.
+Rows may depend on their own data only, and bfloat16 results on no instruction set: both are compared bitwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import available_isas
+
+from pyllm import errors, ops
+from pyllm.program import reference
+
+EPS = 2.0**-24
+# The polynomials behind exp, erf and tanh, and what is done with their results: a few units in the last place.
+FUNCTION = 12 * EPS
+DTYPES = ("float32", "bfloat16")
+ROWS = (*range(1, 13), 17, 33)
+# (outputs, inputs): around the vector (8, 16), tile (32) and panel (64) sizes
+SHAPES = ((1, 1), (15, 17), (16, 16), (31, 33), (64, 32), (65, 31), (100, 130), (130, 300))
+WIDTHS = (1, 2, 7, 8, 15, 16, 17, 31, 33, 64, 100, 259)
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
+
+
+def draw(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return (np.random.RandomState(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: Any) -> None:
+    """Reports the worst element: where it is, what it is, and how many times the tolerance it is off."""
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    excess = np.abs(found - expected) / np.broadcast_to(tolerance, expected.shape)
+    worst = np.unravel_index(int(np.argmax(excess)), excess.shape)
+    assert excess[worst] <= 1, (
+        f"at {worst}: {found[worst]!r}, expected {expected[worst]!r}, {excess[worst]:.3g} times too far"
+    )
+
+
+def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
+    assert a.shape == b.shape
+    different = a.view(np.uint32) != b.view(np.uint32)
+    assert not different.any(), f"{different.sum()} of {a.size} differ, the first at {np.argwhere(different)[0]}"
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """bfloat16 bits of values that are bfloat16 already or get rounded."""
+    return (reference.round_bf16(x).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def matmul_bound(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    size = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T * 1.01 + (0 if bias is None else np.abs(bias))
+    return (x.shape[1] + 2) * EPS * size + 1e-37
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matmul(isa: str, dtype: str, shape: tuple[int, int]) -> None:
+    n, k = shape
+    w, bias = draw(1, n, k), draw(2, n)
+    packed = ops.pack(w, bias, dtype=dtype, isa=isa)
+    for m in ROWS:
+        x = draw(m, m, k)
+        expected = reference.linear(x, w, bias, bfloat16=dtype == "bfloat16")
+        assert_close(ops.matmul(x, packed, isa=isa), expected, matmul_bound(x, w, bias))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_matmul_epilogues(isa: str, dtype: str, activation: Any, gated: bool) -> None:
+    m, n, k = 7, 2 * 23, 50
+    x, w, bias, outputs = draw(1, m, k), draw(2, n, k, scale=0.3), draw(3, n), n // 2 if gated else n
+    residual = draw(4, m, outputs)
+    bf16 = dtype == "bfloat16"
+    options: dict[str, Any] = {"activation": activation, "gated": gated, "dtype": dtype, "isa": isa}
+    found = ops.matmul(x, w, bias, residual=residual, **options)
+    expected = reference.linear(x, w, bias, act=activation, gated=gated, residual=residual, bfloat16=bf16)
+    inner = reference.linear(x, w, bias, bfloat16=bf16)
+    error = matmul_bound(x, w, bias)
+    # No activation is steeper than 1.13.
+    outer = 1.13 * error + FUNCTION * np.abs(inner)
+    if gated:
+        act, up = reference.activation(activation, inner[:, :outputs]), inner[:, outputs:]
+        outer = outer[:, :outputs] * np.abs(up) + np.abs(act) * error[:, outputs:] + EPS * np.abs(act * up)
+    assert_close(found, expected, outer + EPS * np.abs(expected) + EPS)
+    without = ops.matmul(x, w, **options)
+    assert_close(without, reference.linear(x, w, act=activation, gated=gated, bfloat16=bf16), 2 * outer + EPS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packing_takes_any_source(isa: str, dtype: str) -> None:
+    """Types, strides and joined parts give what float32 gives whose values are the same."""
+    exact = reference.round_bf16(draw(1, 70, 45)).astype(np.float32)  # bfloat16 values; in float16's range as well
+    exact = exact.astype(np.float16).astype(np.float32)
+    x = draw(2, 3, 45)
+    expected = ops.matmul(x, exact, dtype=dtype, isa=isa)
+    doubled = np.zeros((140, 90), np.float32)
+    doubled[::2, ::2] = exact
+    sources = {
+        "float16": exact.astype(np.float16),
+        "transposed": np.ascontiguousarray(exact.T).T,
+        "transposed float16": np.ascontiguousarray(exact.T.astype(np.float16)).T,
+        "strided": doubled[::2, ::2],
+        "reversed": np.ascontiguousarray(exact[::-1])[::-1],
+        "joined": [exact[:1], exact[1:33], exact[33:]],
+    }
+    for name, source in sources.items():
+        assert np.array_equal(ops.matmul(x, ops.pack(source, dtype=dtype, isa=isa), isa=isa), expected), name
+    rounded = reference.round_bf16(exact).astype(np.float32)
+    assert_same_bits(
+        ops.matmul(x, ops.pack(to_bf16(exact), dtype=dtype, isa=isa), isa=isa),
+        ops.matmul(x, rounded, dtype=dtype, isa=isa),
+    )
+
+
+ATTENTION_CASES: tuple[dict[str, Any], ...] = (
+    {"heads": (1, 1), "head_dim": 1},
+    {"heads": (2, 2), "head_dim": 12},
+    {"heads": (4, 1), "head_dim": 64},
+    {"heads": (14, 2), "head_dim": 33, "window": 9},
+    {"heads": (3, 3), "head_dim": 80, "softcap": 2.0},
+    {"heads": (6, 2), "head_dim": 16, "causal": False},
+)
+SPANS = ((1, 1), (1, 32), (2, 33), (5, 5), (12, 70), (40, 40), (1, 201))  # (queries, keys)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ATTENTION_CASES, ids=lambda case: "-".join(map(str, case.values())))
+def test_attention(isa: str, dtype: str, case: dict[str, Any]) -> None:
+    (heads, kv_heads), e = case["heads"], case["head_dim"]
+    options = {name: value for name, value in case.items() if name not in ("heads", "head_dim")}
+    scale, bf16 = e**-0.5, dtype == "bfloat16"
+    for queries, keys in SPANS:
+        q, k, v = draw(1, queries, heads, e), draw(2, keys, kv_heads, e), draw(3, keys, kv_heads, e)
+        expected = reference.attention(q, k, v, scale=scale, bfloat16=bf16, **options)
+        # A score's error moves p by as much, relatively; p is rounded once more in bfloat16; then a sum over the keys.
+        score = scale * (e + 2) * EPS * np.sqrt((q**2).sum(-1).max() * (k**2).sum(-1).max())
+        relative = 2 * score + FUNCTION + (keys + 4) * EPS + (2.0**-8 if bf16 else 0)
+        size = reference.attention(q, k, np.abs(v), scale=scale, **options)
+        assert_close(ops.attention(q, k, v, dtype=dtype, isa=isa, **options), expected, relative * size * 1.01 + 1e-37)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norms(isa: str, width: int) -> None:
+    x, weight, bias = draw(1, 5, width) + 3, draw(2, width), draw(3, width)
+    for b in (None, bias):
+        expected = reference.layer_norm(x, weight, b, 1e-5)
+        # The mean is off by (n / 16 + 5) EPS of the mean magnitude, which one division by the deviation enlarges.
+        deviation = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        mean = (width / 16 + 6) * EPS * np.abs(x).mean(-1, keepdims=True)
+        relative = mean / deviation + (width / 16 + 8) * EPS
+        bound = relative * (np.abs(weight) * (1 + np.abs(expected if b is None else expected - b) / np.abs(weight)))
+        assert_close(
+            ops.layer_norm(x, weight, b, 1e-5, isa=isa), expected, bound + 2 * EPS * np.abs(expected) + 4 * EPS
+        )
+    expected = reference.rms_norm(x, weight, 1e-6)
+    assert_close(ops.rms_norm(x, weight, 1e-6, isa=isa), expected, (width / 16 + 8) * EPS * np.abs(expected) + 1e-37)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_softmax(isa: str, width: int) -> None:
+    for scale in (1.0, 30.0):
+        x = draw(1, 4, width, scale=scale)
+        expected = reference.softmax(x)
+        # x - max is rounded, which the exponential turns into a relative error.
+        spread = EPS * np.abs(x - x.max(-1, keepdims=True))
+        assert_close(ops.softmax(x, isa=isa), expected, (2 * spread + FUNCTION + width / 16 * EPS) * expected + 1e-37)
+    hidden = np.where(np.arange(width) < width // 2, -np.inf, x).astype(np.float32)
+    assert_close(ops.softmax(hidden, isa=isa), reference.softmax(hidden), 1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(isa: str, activation: Any) -> None:
+    x = np.concatenate(
+        [draw(1, 1000, scale=3), np.linspace(-12, 12, 999), [0, -0.0, 1e-30, -1e-30, 88, -88, 1e4, -1e4]]
+    )
+    x = x.astype(np.float32)
+    expected = reference.activation(activation, x)
+    assert_close(ops.activate(x, activation, isa=isa), expected, FUNCTION * np.maximum(np.abs(x), 1e-6))
+    for width in WIDTHS:
+        assert_same_bits(ops.activate(x[:width], activation, isa=isa), ops.activate(x, activation, isa=isa)[:width])
+    g, u = draw(2, 3, 33), draw(3, 3, 33)
+    bound = (FUNCTION * np.abs(g) + EPS) * np.abs(u) + 1e-37
+    assert_close(ops.gate(g, u, activation, isa=isa), reference.activation(activation, g) * u, bound)
+
+
+def test_named_activations(isa: str) -> None:
+    x, up = draw(1, 2, 3, 19), draw(2, 2, 3, 19)
+    for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"):
+        assert_same_bits(getattr(ops, name)(x, isa=isa), ops.activate(x, name, isa=isa))
+    assert_same_bits(ops.silu_gate(x, up, isa=isa), ops.gate(x, up, "silu", isa=isa))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(2, 2), (12, 12), (33, 30), (64, 64), (80, 34), (128, 128)])
+def test_rope(isa: str, interleaved: bool, head_dim: int, rotary_dim: int) -> None:
+    x, positions = draw(1, 5, 3, head_dim), np.array([0, 1, 77, 4095, 100000])
+    inv_freq = (10000.0 ** (-np.arange(0, rotary_dim, 2) / rotary_dim)).astype(np.float32)
+    found = ops.rope(x, positions, inv_freq, interleaved=interleaved, isa=isa)
+    expected = reference.rope(x, reference.rotary(positions, inv_freq), interleaved=interleaved)
+    assert_close(found, expected, 4 * EPS * np.abs(x).max())
+    assert_same_bits(found[..., rotary_dim:], x[..., rotary_dim:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (70, 45), (131, 64)])
+def test_embedding(isa: str, dtype: str, rows: int, width: int) -> None:
+    """Looked up in plain rows and in the packed form (a tied head), the same bits."""
+    table, ids = draw(1, rows, width), np.arange(rows)[::-1]
+    expected = reference.embed(ids, table, scale=2.5, bfloat16=dtype == "bfloat16")
+    plain = ops.embedding(ids, table, 2.5, dtype=dtype)
+    assert_close(plain, expected, 2 * EPS * np.abs(expected) + 1e-37)
+    assert_same_bits(ops.embedding(ids, ops.pack(table, dtype=dtype, isa=isa), 2.5), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rows_result_is_its_own(isa: str, dtype: str) -> None:
+    """Neither the other rows nor the threads change a bit."""
+    x, w, bias = draw(1, 40, 100), draw(2, 2 * 68, 100), draw(3, 2 * 68)
+    packed = ops.pack(w, bias, gated=True, dtype=dtype, isa=isa)
+    whole = ops.matmul(x, packed, activation="silu", isa=isa, num_threads=1)
+    for threads in (1, 2, 3):
+        for begin, end in ((0, 1), (3, 5), (7, 12), (0, 17), (8, 40)):
+            part = ops.matmul(x[begin:end], packed, activation="silu", isa=isa, num_threads=threads)
+            assert_same_bits(part, whole[begin:end])
+    q, k, v = draw(4, 40, 6, 20), draw(5, 40, 2, 20), draw(6, 40, 2, 20)
+    attended = ops.attention(q, k, v, dtype=dtype, isa=isa, num_threads=1)
+    for threads in (1, 2, 3):
+        for begin, end in ((0, 1), (3, 5), (7, 12), (0, 17), (39, 40)):
+            part = ops.attention(q[begin:end], k[:end], v[:end], dtype=dtype, isa=isa, num_threads=threads)
+            assert_same_bits(part, attended[begin:end])
+
+
+def test_bfloat16_is_the_same_on_every_isa() -> None:
+    """A product of two bfloat16 is exact, so multiplying and adding, as the scalar table does, is a fused multiply-add;
+    not so in exponentials, and where the product is a denormal."""
+    x, w, residual = draw(1, 21, 130), draw(2, 100, 130), draw(3, 21, 100)
+    q, k, v = draw(4, 21, 6, 36), draw(5, 90, 2, 36), draw(6, 90, 2, 36)
+    results: list[list[np.ndarray]] = []
+    for isa in available_isas():
+        options: dict[str, Any] = {"dtype": "bfloat16", "isa": isa}
+        found = [ops.matmul(x, w, residual=residual, **options), ops.matmul(x[:1], w, **options)]
+        if isa != "scalar":
+            found += [ops.attention(q, k, v, **options), ops.attention(q[:1], k, v, **options)]
+            found += [ops.matmul(x * np.float32(2.0**-120), w * np.float32(2.0**-10), **options)]
+        results.append(found)
+    for found in results[:-1]:
+        for one, other in zip(found, results[-1], strict=False):
+            assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 5)), errors.ArrayError, r"\[x\] .* got float32 \[2, 3\]"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), draw(1, 5)), errors.ArrayError, r"\[bias\]"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), residual=draw(1, 2, 5)), errors.ArrayError, r"\[residual\]"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 5, 3), gated=True), errors.ArrayError, "even number"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4)), errors.ArrayError, r"\[weight\]"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), dtype="int8"), errors.InvalidOptionError, "int8"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), activation="tanh"), errors.InvalidOptionError, "tanh"),  # type: ignore[arg-type]
+        (lambda: ops.softmax(draw(1, 2, 3), isa="sse9"), errors.DeviceError, "sse9"),
+        (lambda: ops.softmax(draw(1, 2, 3), num_threads=0), errors.InvalidOptionError, "num_threads"),
+        (lambda: ops.softmax(draw(1, 2, 0)), errors.ArrayError, "must have elements"),
+        (lambda: ops.layer_norm(draw(1, 2, 3), draw(1, 4)), errors.ArrayError, r"\[weight\]"),
+        (lambda: ops.embedding([0, 3], draw(1, 3, 2)), errors.ArrayError, r"\[0, 3\), got 3"),
+        (lambda: ops.embedding([0.5], draw(1, 3, 2)), errors.ArrayError, "integers"),
+        (lambda: ops.attention(draw(1, 2, 3, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), errors.ArrayError, "multiple"),
+        (lambda: ops.attention(draw(1, 3, 2, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), errors.ArrayError, "at most"),
+        (lambda: ops.rope(draw(1, 2, 1, 4), [0, 1], [1.0, 0.5, 0.1]), errors.ArrayError, "at most head_dim"),
+        (lambda: ops.gate(draw(1, 2, 3), draw(1, 2, 4), "silu"), errors.ArrayError, r"\[up\]"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_no_rows() -> None:
+    assert ops.matmul(draw(1, 0, 3), draw(1, 4, 3)).shape == (0, 4)
+    assert ops.layer_norm(draw(1, 0, 3), draw(1, 3)).shape == (0, 3)
+    assert ops.attention(draw(1, 0, 2, 4), draw(1, 5, 2, 4), draw(1, 5, 2, 4)).shape == (0, 2, 4)
