@@ -121,7 +121,8 @@ def record_generation(name: str, model: Model) -> None:
     model64 = random_model(name).double()
     cases = []
     for index, prompt in enumerate(prompts(name)):
-        cases.append(record_case(model, model64, f"greedy {index}", prompt, {"max_new_tokens": 20}))
+        room = model.config.max_position_embeddings - len(prompt)
+        cases.append(record_case(model, model64, f"greedy {index}", prompt, {"max_new_tokens": min(20, room)}))
     if name in SEARCH_MODELS:
         cases += search_cases(name, model, model64)
     lines = ",\n  ".join(json.dumps(case) for case in cases)
