@@ -124,7 +124,7 @@ def random_texts(count: int, seed: int) -> list[str]:
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "llama-json"])
 def test_equal_to_transformers(load: Any, kind: str) -> None:
     """Llama: transformers 5 drops a leading space that SentencePiece and the recorded ids keep; not compared."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     tokenizer, folder = load(kind)
     oracle = transformers.AutoTokenizer.from_pretrained(folder)
     for text in NASTY + SPECIAL + random_texts(600, seed=3):
@@ -252,7 +252,7 @@ def test_added_tokens(tmp_path: Path) -> None:
             "32003": {"content": "zqword", "single_word": True, "normalized": False},
         },
     }
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     folders = {}
     for kind in ("llama-spm", "llama-json"):
         folders[kind] = folder_of(kind, tmp_path)
@@ -275,7 +275,7 @@ def test_added_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (None, None)])
 def test_bos_and_eos(tmp_path: Path, kind: str, bos: bool | None, eos: bool | None) -> None:
     """add_bos_token and add_eos_token; tokenizer.json has its own rule. tokenizer.model puts bos by default."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", minversion="5")
     folder = folder_of(kind, tmp_path)
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text()) if path.exists() else {"bos_token": "<|endoftext|>"}
