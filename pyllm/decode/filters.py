@@ -115,8 +115,8 @@ def exponential_decay(scores: Scores, steps: int, factor: float, ends: Sequence[
     if steps > 0:
         columns = list(ends)
         values = scores[:, columns]
-        raised = values + np.abs(values) * np.float32(factor**steps - 1)
-        scores[:, columns] = np.where(np.isfinite(values), raised, values)
+        size = np.abs(np.where(np.isfinite(values), values, 0))
+        scores[:, columns] = values + size * np.float32(factor**steps - 1)
     return scores
 
 
