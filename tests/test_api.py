@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 import threading
@@ -70,6 +71,17 @@ def test_generation_config_applies_and_options_override_it(model: pyllm.Language
     assert model.generation_config["do_sample"] is True
     assert sampled.seed is not None
     assert model.generate("The prince", max_new_tokens=12, seed=sampled.seed) == sampled
+
+
+def test_config_json_stands_in_for_a_missing_generation_config(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(toy_folder("gpt2"), folder)
+    (folder / "generation_config.json").unlink()
+    first = pyllm.load(folder).generate([5, 6, 7], max_new_tokens=1).token_ids[0]
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": first}
+    (folder / "config.json").write_text(json.dumps(config))
+    result = pyllm.load(folder).generate([5, 6, 7], max_new_tokens=9)
+    assert (result.token_ids, result.finish_reason) == ([first], "stop")
 
 
 def test_samples_of_one_prompt_differ_and_do_not_depend_on_company(model: pyllm.LanguageModel) -> None:

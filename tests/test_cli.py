@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_control_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pyllm, "load", interrupted)
     assert run(*GENERATE).exit_code == 130
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT between processes")
+def test_control_c_in_the_middle_of_a_text(tmp_path: Path) -> None:
+    long = ("--max-new-tokens", "400", "--set", "eos_token_id=null", "--device", "reference")
+    command = [sys.executable, "-u", "-m", "pyllm", "generate", "default", "The prince", *long]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(20).startswith("The prince")  # ten characters of prompt, ten of text
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
 
 
 def test_doctor() -> None:

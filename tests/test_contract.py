@@ -1,6 +1,7 @@
 """The numeric contract: a sequence's result depends on the weights and its own tokens only, bit for bit.
 
-Alone or in a batch, the prompt whole or in chunks, one thread or two, its cache reordered or not, streamed or not.
+Alone or in a batch, the prompt whole or in chunks, one thread or two, its cache reordered or not, streamed or not; in
+bfloat16 also on whatever instruction set.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import toy_folder
+from conftest import available_isas, toy_folder
 from numpy.typing import NDArray
 
 import pyllm
+from pyllm.checkpoint import open_checkpoint
 from pyllm.decode.options import GenerationOptions
 from pyllm.decode.policy import make_policy
+from pyllm.devices.cpu import CpuRunner
 from pyllm.engine.engine import Engine
 from pyllm.engine.results import Generation
+from pyllm.models import bind, build_program
 
 DTYPES = ("float32", "bfloat16")
 MODELS = ("gpt2", "llama", "qwen2-window")  # heads of 12; grouped heads with rope; a sliding window
@@ -120,3 +124,17 @@ def test_streamed(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> No
     whole = generate(two, two.tokenizer.encode("The prince"), **options)
     assert "".join(pieces) == whole.text
     same(stream.result.logits, whole.logits)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_does_not_depend_on_the_instruction_set(name: str) -> None:
+    prompt = np.random.RandomState(1).randint(3, 120, size=45).tolist()
+    found = {}
+    with open_checkpoint(toy_folder(name)) as checkpoint:
+        program = build_program(checkpoint.config)
+        tensors = bind(program, checkpoint)
+        for isa in available_isas():
+            with Engine(CpuRunner(program, tensors, dtype="bfloat16", num_threads=2, isa=isa)) as engine:
+                found[isa] = engine.score(prompt)
+    for logits in found.values():
+        same(found["scalar"], logits)

@@ -100,3 +100,20 @@ def until_end(tokens: list[int], ends: list[int]) -> list[int]:
     """transformers pads what is shorter than the longest."""
     stops = [index for index, token in enumerate(tokens) if token in ends]
     return tokens[: stops[0] + 1] if stops else tokens
+
+
+def test_live_pipeline() -> None:
+    """From text to text, tokenizer included, in the shapes of transformers' pipeline."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+    texts = ["The quick brown fox jumps over the lazy", "It was"]
+    folder = str(pyllm.default_model())
+    theirs = transformers.pipeline("text-generation", model=folder, dtype=torch.float32, device="cpu")
+    ours = pyllm.pipeline("text-generation", folder, dtype="float32")
+    for options in (
+        {"do_sample": False, "max_new_tokens": 24},
+        {"do_sample": False, "max_length": 30, "num_beams": 3, "num_return_sequences": 2, "return_full_text": False},
+    ):
+        assert ours(texts, **options) == theirs(texts, **options)
+        assert ours(texts[0], **options) == theirs(texts[0], **options)

@@ -83,16 +83,17 @@ def _run(model: LanguageModel, prompt: str, options: dict[str, Any], shown: str,
     if config.get("max_new_tokens") is None and config.get("max_length") is None:
         config["max_new_tokens"] = DEFAULT_NEW_TOKENS
     checked = GenerationOptions.build(config, options)
+    ids = model.tokenizer.encode(prompt)
     started = time.perf_counter()
     if checked.num_beams > 1 or checked.num_return_sequences > 1:
-        result = model.run([model.tokenizer.encode(prompt)], checked)[0]
+        result = model.run([ids], checked)[0]
         total = time.perf_counter() - started
         if not quiet:
             click.echo("\n---\n".join(shown + sequence.text for sequence in result.sequences))
         return _Timed(result, None, total)
     if not quiet:
         click.echo(shown, nl=False)
-    stream, first = model.stream_ids(model.tokenizer.encode(prompt), checked), None
+    stream, first = model.stream_ids(ids, checked), None
     for piece in stream:
         first = time.perf_counter() - started if first is None else first
         if not quiet:

@@ -31,7 +31,8 @@ class LanguageModel:
     Threads may share one: each call has its own cache. It survives `fork`. Use it in a `with` block, or call `close`,
     to free its memory at a known time.
 
-    folder, config, generation_config   where it came from, and the parsed JSON files ({} when a file is absent)
+    folder, config                      where it came from, and its config.json
+    generation_config                   generation_config.json, or the generation options in config.json without one
     program                             the recorded network; print it
     dtype, device                       what it computes in ("float32", "bfloat16") and on ("cpu", "reference")
     """
@@ -129,8 +130,10 @@ class LanguageModel:
         return self.program.max_positions
 
     def memory_report(self) -> dict[str, int]:
-        """Bytes held, by what for: packed weights, arena, key/value cache and so on."""
-        report: dict[str, int] = self._open_runner().memory_report()
+        """Bytes held, by what for: packed weights, activations, key/value cache and so on. Empty for the reference
+        device, which keeps no count."""
+        runner = self._open_runner()
+        report: dict[str, int] = runner.memory_report() if hasattr(runner, "memory_report") else {}
         return report
 
     def close(self) -> None:

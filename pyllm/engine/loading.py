@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..decode.options import GenerationOptions
 from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
 from ..models import BoundCheckpoint, bind, build_program
 from ..program.batch import Runner
@@ -63,7 +65,7 @@ def load(
         runner,
         folder=checkpoint.folder,
         config=checkpoint.config,
-        generation_config=checkpoint.generation_config,
+        generation_config=_generation_config(checkpoint),
         tokenizer=_tokenizer_of(checkpoint),
         dtype=chosen,
         device="cpu" if device == "auto" else device,
@@ -99,6 +101,14 @@ def _runner(
     from ..devices.cpu import CpuRunner
 
     return CpuRunner(program, tensors, dtype=dtype, num_threads=num_threads, progress=progress), dtype
+
+
+def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """generation_config.json; without one the generation options of config.json, as transformers does."""
+    if (checkpoint.folder / "generation_config.json").is_file():
+        return checkpoint.generation_config
+    names = {field.name for field in dataclasses.fields(GenerationOptions)}
+    return {name: value for name, value in checkpoint.config.items() if name in names}
 
 
 def _tokenizer_of(checkpoint: Checkpoint) -> Any:
