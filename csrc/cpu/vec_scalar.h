@@ -4,6 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
+#if !defined(__GNUC__) && !defined(__clang__)
+#error "The kernels use vector extensions of GCC and Clang; on Windows build with clang-cl."
+#endif
 #define PYLLM_INLINE inline __attribute__((always_inline))
 
 namespace pyllm {
