@@ -114,14 +114,13 @@ def test_beams(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
     assert crowd[1].sequences == result.sequences
 
 
-def test_streamed(models: tuple[pyllm.LanguageModel, pyllm.LanguageModel]) -> None:
-    one, two = models
-    if one.folder != pyllm.default_model():
-        pytest.skip("toy models have no tokenizer to stream with")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_streamed(dtype: str) -> None:
     options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": True, "seed": 11, "output_logits": True}
-    stream = one.stream("The prince", **options)
-    pieces = list(stream)
-    whole = generate(two, two.tokenizer.encode("The prince"), **options)
+    with load("default", dtype, 1) as one, load("default", dtype, 2) as two:
+        stream = one.stream("The prince", **options)
+        pieces = list(stream)
+        whole = generate(two, two.tokenizer.encode("The prince"), **options)
     assert "".join(pieces) == whole.text
     same(stream.result.logits, whole.logits)
 
