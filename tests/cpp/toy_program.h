@@ -1,0 +1,176 @@
+// Small random networks, and sequences that are fed through an executor by hand.
+#pragma once
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "executor.h"
+
+namespace pyllm {
+namespace test {
+
+// Builds programs op by op. Widths divide by nothing on purpose.
+struct ProgramBuilder {
+  explicit ProgramBuilder(Format format) {
+    p.format = format;
+    p.num_layers = 2;
+    p.num_kv_heads = 2;
+    p.head_dim = 12;
+    p.vocab_size = 71;
+    p.max_positions = 200;
+  }
+  int buffer(int64_t cols, Rows rows = Rows::T) {
+    p.buffers.push_back({rows, cols});
+    return int(p.buffers.size()) - 1;
+  }
+  int matrix(std::vector<int64_t> parts, int64_t k, bool bias = false, bool gated = false, bool packed = true) {
+    p.matrices.push_back(
+        {"matrix " + std::to_string(p.matrices.size()), {p.format, std::move(parts), k, gated, packed}, bias});
+    return int(p.matrices.size()) - 1;
+  }
+  int vector(int64_t n) {
+    p.vectors.push_back(n);
+    return int(p.vectors.size()) - 1;
+  }
+  int cols(int b) const { return int(p.buffers[size_t(b)].cols); }
+  int norm(int x, bool rms) {
+    const int out = buffer(cols(x), p.buffers[size_t(x)].rows);
+    p.ops.push_back(Norm{out, x, rms, vector(cols(x)), rms ? -1 : vector(cols(x)), 1e-5f});
+    return out;
+  }
+  int linear(int x, int weight, Activation activation = Activation::none, int residual = -1) {
+    const int out = buffer(p.matrices[size_t(weight)].shape.outputs(), p.buffers[size_t(x)].rows);
+    p.ops.push_back(Linear{out, x, weight, activation, residual});
+    return out;
+  }
+  int attention(int qkv, int layer, int rope, int64_t window = 0) {
+    const int out = buffer(4 * p.head_dim);
+    p.ops.push_back(Attention{out, qkv, layer, 4, rope, 0.3f, false, window, 0.0f});
+    return out;
+  }
+  Program finish(int x, int head) {
+    const int last = buffer(cols(x), Rows::R);
+    p.ops.push_back(Select{last, x});
+    p.logits = linear(norm(last, true), head);
+    return p;
+  }
+  Program p;
+};
+
+// Rotary positions, RMS norms, gated feed-forward, tied head.
+inline Program llama(Format format) {
+  ProgramBuilder b(format);
+  const int64_t d = 40, f = 52;
+  const int table = b.matrix({b.p.vocab_size}, d), rope = b.buffer(12);
+  int x = b.buffer(d);
+  b.p.ops.push_back(Embed{x, table, -1, 0, 1.5f});
+  b.p.ops.push_back(Rotary{rope, {1.0f, 0.3f, 0.1f, 0.03f, 0.01f, 0.003f}, 1.0f});
+  for (int layer = 0; layer < 2; layer++) {
+    const int qkv = b.linear(b.norm(x, true), b.matrix({48, 24, 24}, d, layer == 1));
+    x = b.linear(b.attention(qkv, layer, rope), b.matrix({d}, 48), Activation::none, x);
+    const int h = b.linear(b.norm(x, true), b.matrix({f, f}, d, false, true), Activation::silu);
+    x = b.linear(h, b.matrix({d}, f), Activation::none, x);
+  }
+  return b.finish(x, table);
+}
+
+// Learned positions, layer norms with bias, attention beside the feed-forward on one norm, a window, an own head.
+inline Program parallel(Format format) {
+  ProgramBuilder b(format);
+  const int64_t d = 36, f = 100;
+  int x = b.buffer(d);
+  const int table = b.matrix({b.p.vocab_size}, d, false, false, false);
+  const int positions = b.matrix({b.p.max_positions + 2}, d, false, false, false);
+  b.p.ops.push_back(Embed{x, table, positions, 2, 1.0f});
+  for (int layer = 0; layer < 2; layer++) {
+    const int h = b.norm(x, false);
+    const int qkv = b.linear(h, b.matrix({96}, d, true));
+    const int up = b.linear(h, b.matrix({f}, d, true), Activation::gelu_tanh);
+    const int attended = b.linear(b.attention(qkv, layer, -1, 9), b.matrix({d}, 48, true), Activation::none, x);
+    x = b.linear(up, b.matrix({d}, f, true), Activation::none, attended);
+  }
+  return b.finish(x, b.matrix({b.p.vocab_size}, d));
+}
+
+// An executor with random weights; the same seed gives the same weights.
+inline std::unique_ptr<Executor> load(Program program, int threads, const Kernels& kernels, unsigned seed = 1) {
+  auto executor = std::make_unique<Executor>(std::move(program), threads, kernels);
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-0.4f, 0.4f);
+  const auto floats = [&](int64_t n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (float& value : values) value = uniform(random);
+    return values;
+  };
+  const Program& p = executor->program();
+  for (size_t i = 0; i < p.matrices.size(); i++) {
+    const MatrixShape& shape = p.matrices[i].shape;
+    std::vector<std::vector<float>> held;
+    std::vector<Source> parts;
+    std::vector<const float*> biases;
+    for (int64_t rows : shape.parts) held.push_back(floats(rows * shape.k));
+    for (size_t j = 0; j < shape.parts.size(); j++)
+      parts.push_back({held[j].data(), SourceType::f32, shape.parts[j], shape.k, shape.k, 1});
+    std::vector<std::vector<float>> bias;
+    for (int64_t rows : shape.parts) bias.push_back(floats(rows));
+    if (p.matrices[i].bias)
+      for (const std::vector<float>& part : bias) biases.push_back(part.data());
+    executor->pack(int(i), parts, biases);
+  }
+  for (size_t i = 0; i < p.vectors.size(); i++) executor->set_vector(int(i), floats(p.vectors[i]).data(), p.vectors[i]);
+  return executor;
+}
+
+// Sequences by name over one cache.
+class Feeder {
+ public:
+  explicit Feeder(Executor& executor) : executor_(executor), cache_(executor.kv_shape(), 0) {}
+
+  // The next ids of some sequences; logits of every fed row, [row][vocab].
+  std::vector<std::vector<float>> feed(const std::vector<std::pair<std::string, std::vector<int32_t>>>& chunks) {
+    std::vector<int32_t> ids, positions, starts{0}, context, table, rows;
+    const int64_t width = 8;
+    for (const auto& [name, chunk] : chunks) {
+      std::vector<int32_t>& blocks = blocks_[name];
+      for (int32_t id : chunk) {
+        const int position = lengths_[name]++;
+        if (position % kBlockTokens == 0) blocks.push_back(cache_.allocate());
+        rows.push_back(int32_t(ids.size()));
+        ids.push_back(id);
+        positions.push_back(position);
+      }
+      starts.push_back(int32_t(ids.size()));
+      context.push_back(lengths_[name]);
+      for (int64_t i = 0; i < width; i++) table.push_back(size_t(i) < blocks.size() ? blocks[size_t(i)] : -7);
+    }
+    Batch batch{ids.data(),  positions.data(),       starts.data(),       context.data(),       table.data(),
+                rows.data(), int64_t(chunks.size()), int64_t(ids.size()), int64_t(rows.size()), width};
+    const int64_t ld = executor_.logits_ld();
+    std::vector<float> logits(size_t(ld) * rows.size());
+    executor_.run(batch, cache_, logits.data());
+    std::vector<std::vector<float>> out;
+    for (size_t r = 0; r < rows.size(); r++)
+      out.emplace_back(logits.begin() + int64_t(r) * ld,
+                       logits.begin() + int64_t(r) * ld + executor_.program().vocab_size);
+    return out;
+  }
+  KvCache& cache() { return cache_; }
+
+ private:
+  Executor& executor_;
+  KvCache cache_;
+  std::map<std::string, std::vector<int32_t>> blocks_;
+  std::map<std::string, int> lengths_;
+};
+
+inline std::vector<int32_t> some_ids(int count, int seed) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < count; i++) ids.push_back((i * 31 + seed * 17 + i * i % 13) % 71);
+  return ids;
+}
+
+}  // namespace test
+}  // namespace pyllm
