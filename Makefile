@@ -10,7 +10,7 @@ BUILD_TOOLS := scikit-build-core pybind11 cython cmake ninja
 CPP_BUILD   := build/cpp
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m pyllm generate default "The prince looked at her and said" --max-new-tokens 120 --seed 7
+	$(BIN)/pyllm generate default "The prince looked at her and said" --max-new-tokens 120 --seed 7
 
 test: $(VENV)/.test cpptest
 	$(BIN)/python -m pytest
