@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,28 @@ from toy_models import CONFIGS
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 ISAS = ("scalar", "avx2", "avx512", "amx")  # slowest first
+
+# PYLLM_REQUIRE=transformers,data: what must be here. A test that skips for want of it then fails.
+_WANTS = {"transformers": ("could not import 'torch", "could not import 'transformers"), "data": ("test data ",)}
+REQUIRED = [text for name in os.environ.get("PYLLM_REQUIRE", "").split(",") if name for text in _WANTS[name]]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[Any]:
+    report = yield
+    return _demanded(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Iterator[Any]:
+    report = yield
+    return _demanded(report)
+
+
+def _demanded(report: Any) -> Any:
+    if report.skipped and any(text in str(report.longrepr) for text in REQUIRED):
+        report.outcome = "failed"
+    return report
 
 
 def data_path(relative: str) -> Path:
