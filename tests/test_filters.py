@@ -89,6 +89,10 @@ def test_live(name: str) -> None:
         theirs = getattr(processors, name)(*arguments)
         expected = theirs(torch.tensor(histories), torch.tensor(scores)).numpy()
         same(ours(scores.copy(), histories), expected)
+        apart = np.full((4, 112), 99, np.float32)  # rows as a runner may pad them
+        apart[:, :97] = scores
+        same(ours(apart[:, :97], histories), expected)
+        assert np.all(apart[:, 97:] == 99)
 
 
 def test_prefix_allowed_and_its_mistakes() -> None:

@@ -65,6 +65,7 @@ inline int32_t draw(const Row& row, double u) {
 // What top-k leaves: every value that reaches the k-th largest, ties included (transformers' TopKLogitsWarper).
 inline std::vector<Candidate> keep_top_k(const Row& row, size_t k) {
   std::vector<Candidate> found = row.at_least(row.reached_by(k));
+  if (found.size() <= k) return found;
   std::vector<Candidate> order(found);
   std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), better);
   const float least = order[k - 1].value;
@@ -73,32 +74,52 @@ inline std::vector<Candidate> keep_top_k(const Row& row, size_t k) {
   return found;
 }
 
-inline double mass(const std::vector<Candidate>& from, float max) {
+// The sum of exp(value - max).
+inline double mass(const Candidate* from, size_t count, float max) {
   double total = 0.0;
-  for (const Candidate& c : from) total += std::exp(double(c.value) - max);
+  for (size_t i = 0; i < count; ++i) total += std::exp(double(from[i].value) - max);
   return total;
 }
 
 // Candidates enough for top-p: they hold at least the share p of the whole row's probability, which goes to *total.
 inline std::vector<Candidate> hold_top_p(const Row& row, double p, double* total) {
   *total = row.sum_exp();
-  for (float below = 4.0f; below < 128.0f; below *= 2) {
+  for (float below = 3.0f; below < 128.0f; below *= 1.5f) {
     std::vector<Candidate> found = row.at_least(row.max - below);
-    if (mass(found, row.max) >= p * *total) return found;
+    if (mass(found.data(), found.size(), row.max) >= p * *total) return found;
   }
   return row.at_least(-3.4028235e38f);
 }
 
-// What top-p leaves of `from`: best first, as long as those before have less than the share p of `total`.
+// What top-p leaves of `from`: the best, as long as those before have less than the share p of `total`. Halves the
+// range in which the cut lies instead of sorting: the order of what is kept does not matter.
 inline void keep_top_p(std::vector<Candidate>& from, double p, double total, float max) {
-  std::sort(from.begin(), from.end(), better);
+  const auto begin = from.begin();
+  size_t low = 0, high = from.size();  // the best `low` are kept, those from `high` on are not
   double before = 0.0;
-  size_t kept = 0;
-  while (kept < from.size() && (kept == 0 || before < p * total)) {
-    before += std::exp(double(from[kept].value) - max);
-    ++kept;
+  while (high - low > 16) {
+    const size_t middle = low + (high - low) / 2;
+    std::nth_element(begin + low, begin + middle, begin + high, better);
+    const double half = mass(&from[low], middle - low, max);
+    if (before + half < p * total) {
+      before += half;
+      low = middle;
+    } else {
+      high = middle;
+    }
   }
-  from.resize(kept);
+  std::sort(begin + low, begin + high, better);
+  while (low < high && (low == 0 || before < p * total)) before += mass(&from[low++], 1, max);
+  from.resize(low);
+}
+
+// Rules out what top-k does. A row with NaN stays as it is, for the draw to find.
+inline void cut_top_k(float* x, size_t n, size_t k) {
+  const Row row(x, n);
+  if (row.has_nan || k >= n) return;
+  const std::vector<Candidate> kept = keep_top_k(row, k);
+  std::fill(x, x + n, -INFINITY);
+  for (const Candidate& c : kept) x[c.id] = c.value;
 }
 
 // Top-k (0: off), then top-p (1: off), then min-p (0: off), then a draw, ids ascending. Overwrites x[0..n); -1 as
@@ -111,7 +132,7 @@ inline int32_t sample(float* x, size_t n, size_t top_k, double top_p, double min
   std::vector<Candidate> kept;
   if (cut_k) kept = keep_top_k(row, top_k);
   if (top_p < 1.0) {
-    double total = mass(kept, row.max);
+    double total = mass(kept.data(), kept.size(), row.max);
     if (!cut_k) kept = hold_top_p(row, top_p, &total);
     keep_top_p(kept, top_p, total, row.max);
   } else if (!cut_k) {

@@ -158,6 +158,7 @@ struct Row {
     k = std::min(k, n);
     if (k == 0) return {};
     std::vector<Candidate> found = at_least(reached_by(k));
+    k = std::min(k, found.size());  // NaN is not among them
     std::partial_sort(found.begin(), found.begin() + k, found.end(), better);
     found.resize(k);
     return found;
@@ -172,8 +173,8 @@ struct Shift {
 };
 
 // The k best continuations of `rows` sequences, best first: score = value + running[row], where value is the logit
-// itself or, with `normalise`, its log-probability; rows are `stride` floats apart. False when a row has no softmax (NaN
-// or +inf).
+// itself or, with `normalise`, its log-probability; rows are `stride` floats apart. False when a row has no softmax
+// (NaN or +inf).
 struct Continuation {
   float score;
   int32_t row;

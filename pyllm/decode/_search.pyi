@@ -28,6 +28,9 @@ def best_continuations(
 def penalise_(row: NDArray[np.float32], tokens: Iterable[int], penalty: float) -> None:
     """Repetition penalty on the named tokens, once each however often named; ids past the row are passed over."""
 
+def cut_top_k_(rows: NDArray[np.float32], k: int) -> None:
+    """float32 [n, V]: -inf in each row for all below the k-th largest, k >= 1; what equals it stays."""
+
 def uniform(seed: int, seed_index: int, sequence: int, step: int, draw_index: int = 0) -> float:
     """A random number in [0, 1) that depends on its arguments only (Philox4x32-10)."""
 

@@ -32,7 +32,7 @@ cdef extern from "search/draw.h" namespace "pyllm::search" nogil:
                         cbool normalise, vector[Continuation]& out) except +
     void penalise(float* x, const int64_t* ids, size_t count, float penalty) except +
     double philox_uniform(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
-    int32_t draw(const Row& row, double u) except +
+    void cut_top_k(float* x, size_t n, size_t k) except +
     int32_t sample(float* x, size_t n, size_t top_k, double top_p, double min_p, double u) except +
     vector[int32_t] draw_distinct(const Row& row, size_t k, const double* u) except +
 
@@ -113,6 +113,14 @@ def penalise_(float[::1] row not None, tokens not None, float penalty):
             ids.push_back(token)
     with nogil:
         penalise(&row[0], ids.data(), ids.size(), penalty)
+
+
+def cut_top_k_(float[:, :] rows not None, size_t k):
+    cdef Py_ssize_t r
+    _check_rows(rows)
+    with nogil:
+        for r in range(rows.shape[0]):
+            cut_top_k(&rows[r, 0], rows.shape[1], k)
 
 
 def uniform(uint64_t seed, uint32_t seed_index, uint32_t sequence, uint32_t step, uint32_t draw_index=0):

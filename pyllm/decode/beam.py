@@ -9,7 +9,8 @@ the lower token id (torch.topk leaves their order open).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,7 @@ from .stopping import Stop, Stopping
 OUT = -1.0e9  # transformers' "never": added to what must not win, still above -inf
 
 
-@dataclass(frozen=True)
-class Continuation:
+class Continuation(NamedTuple):
     """Live sequence `parent` followed by `token`; `score` is the sum of log-probabilities."""
 
     score: float
@@ -49,6 +49,23 @@ def best_continuations(
     return [Continuation(*one) for one in zip(*found, strict=True)]
 
 
+def grown(live: Sequence[Track], going: Sequence[Continuation]) -> list[Track]:
+    """The sequences that go on. The last continuation of each takes it over, the others get copies."""
+    at = [min(one.parent, len(live) - 1) for one in going]  # in the first step the copies of the prompt are one
+    heirs = {parent: i for i, parent in enumerate(at)}
+    tracks = [live[parent] if heirs[parent] == i else live[parent].fork() for i, parent in enumerate(at)]
+    for track, one in zip(tracks, going, strict=True):
+        track.tokens.append(one.token)
+    return tracks
+
+
+def ended(live: Sequence[Track], one: Continuation) -> Track:
+    """A copy of the continued sequence, with its token."""
+    track = live[min(one.parent, len(live) - 1)].fork()
+    track.tokens.append(one.token)
+    return track
+
+
 class BeamPolicy(Policy):
     """num_beams live sequences after the first step."""
 
@@ -72,12 +89,15 @@ class BeamPolicy(Policy):
         length = len(self._live[0].tokens) + 1
         stops = self._stops(found, length)
         # What goes on: the best that do not end; sampled ones come in the order drawn, hence the sort.
-        order = sorted(range(len(found)), key=lambda i: -found[i].score - (OUT if stops[i] else 0.0))
-        going = [found[i] for i in order[: self.options.num_beams]]
-        self._running = [one.score + (OUT if stops[i] else 0.0) for one, i in zip(going, order, strict=False)]
+        ranked = [(one.score + OUT if stop else one.score, one) for one, stop in zip(found, stops, strict=True)]
+        ranked.sort(key=lambda item: -item[0])
+        del ranked[self.options.num_beams :]
+        self._running = [score for score, _ in ranked]
+        going = [one for _, one in ranked]
         self._finish(found, stops, length)
-        self._live = [self._grown(one) for one in going]
-        parents = [min(one.parent, logits.shape[0] - 1) for one in going]
+        self._live = grown(self._live, going)
+        last = len(logits) - 1
+        parents = [min(one.parent, last) for one in going]
         self.finished = all(stops) or self._is_settled(length)
         if self.finished:
             self._fill(Stop("length"))
@@ -122,7 +142,7 @@ class BeamPolicy(Policy):
     def _stops(self, found: list[Continuation], length: int) -> list[Stop | None]:
         stops = [self._stopping.at_end_token(one.token) for one in found]
         if self._stopping.reads_text:
-            histories = [[*self._live[self._at(one)].tokens, one.token] for one in found]
+            histories = [ended(self._live, one).tokens for one in found]
             in_text = self._stopping.in_text(histories, self._scores_so_far())
             stops = [ended or read for ended, read in zip(stops, in_text, strict=True)]
         over = self._stopping.for_all(length)
@@ -132,7 +152,7 @@ class BeamPolicy(Policy):
         """Takes the ending ones among the best num_beams into the finished, of which the best num_beams stay."""
         for one, stop in zip(found[: self.options.num_beams], stops, strict=False):
             if stop is not None:
-                self._done.append((self._normalised(one.score, length), self._grown(one), stop))
+                self._done.append((self._normalised(one.score, length), ended(self._live, one), stop))
         self._done.sort(key=lambda item: -item[0])
         del self._done[self.options.num_beams :]
 
@@ -161,13 +181,3 @@ class BeamPolicy(Policy):
 
     def _normalised(self, score: float, length: int) -> float:
         return score / math.pow(max(1, length - self.prompt_length), self.options.length_penalty)
-
-    def _at(self, one: Continuation) -> int:
-        """Index of the live sequence continued; the copies of the first step are all the prompt."""
-        return min(one.parent, len(self._live) - 1)
-
-    def _grown(self, one: Continuation) -> Track:
-        track = self._live[self._at(one)].fork()
-        track.tokens.append(one.token)
-        track.logprob = one.score
-        return track

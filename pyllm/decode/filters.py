@@ -1,8 +1,9 @@
 """Filters: functions on rows of scores with transformers' exact meaning. Which apply, and in what order, is chain.py's.
 
-Every function takes `scores` float32 [n, V], rows contiguous (logits, or log-probabilities for beams), overwrites it and
-returns it. `histories` are the n token sequences so far, prompt included. A token is ruled out by -inf. No function
-keeps state. Source of all rules: transformers' generation/logits_process.py; the class is named where the name differs.
+Every function takes `scores` float32 [n, V] with contiguous rows (logits, or log-probabilities for beams), overwrites
+it and returns it. `histories` are the n token sequences so far, prompt included. A token is ruled out by -inf. No
+function keeps state. Source of all rules: transformers' generation/logits_process.py; classes are named where names
+differ.
 """
 
 from __future__ import annotations
@@ -138,9 +139,7 @@ def temperature(scores: Scores, value: float) -> Scores:
 def top_k(scores: Scores, k: int) -> Scores:
     """Leaves the k largest and whatever equals the k-th."""
     if k < scores.shape[1]:
-        for row in scores:
-            least = _search.top_k(row, k)[0][-1]
-            row[row < np.float32(least)] = _NEVER
+        _search.cut_top_k_(scores, k)
     return scores
 
 

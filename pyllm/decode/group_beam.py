@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _search
-from .beam import OUT, Continuation, best_continuations
+from .beam import OUT, Continuation, best_continuations, ended, grown
 from .chain import FilterChain
 from .policy import Advance, Hypothesis, Policy, Request, Track
 from .stopping import Stop, Stopping
@@ -84,6 +84,8 @@ class GroupBeamPolicy(Policy):
             if group.ended:
                 self._chosen += [self._padding] * group.size
                 continue
+            if shared:
+                group.live = [group.live[0].fork()]
             rows = logits.copy() if shared else logits[start : start + len(group.live)]
             steps.append((group, start, self._search_group(group, rows, length)))
             start += 0 if shared else len(rows)
@@ -99,7 +101,7 @@ class GroupBeamPolicy(Policy):
 
     def _search_group(self, group: _Group, rows: NDArray[np.float32], length: int) -> list[Continuation]:
         """One step of one group; the continuations that go on. `group.live` becomes theirs."""
-        before = [track.fork() for track in group.live] if self.options.output_scores else group.live
+        before = group.live
         scores = self._chain.apply(rows, [track.tokens for track in before])
         self._keep_scores(before, scores)
         found = best_continuations(scores, group.running, self._count, normalise=False)
@@ -110,14 +112,14 @@ class GroupBeamPolicy(Policy):
             if stop is None:
                 going.append(one)
             elif rank < group.size:  # transformers: a worse one that ends is dropped
-                group.add(self._normalised(one.score, length), self._grown(before, one), stop)
+                group.add(self._normalised(one.score, length), ended(before, one), stop)
             if len(going) == group.size:
                 break
         o = self.options
         longest = self.max_length if o.early_stopping == "never" and o.length_penalty > 0 else length
         hoped = self._normalised(max(one.score for one in found), longest)
         group.ended = group.is_settled(hoped, o.early_stopping) or not going
-        group.live = [self._grown(before, one) for one in going]
+        group.live = grown(before, going)
         group.running = [one.score for one in going]
         # A group that ends in this step still chose its tokens in it.
         self._chosen += [one.token for one in going] + [self._padding] * (group.size - len(going))
@@ -126,7 +128,7 @@ class GroupBeamPolicy(Policy):
     def _stops(self, before: list[Track], found: list[Continuation]) -> list[Stop | None]:
         stops = [self._stopping.at_end_token(one.token) for one in found]
         if self._stopping.reads_text:
-            histories = [[*before[min(one.parent, len(before) - 1)].tokens, one.token] for one in found]
+            histories = [ended(before, one).tokens for one in found]
             in_text = self._stopping.in_text(histories, self._scores_so_far())
             stops = [ended or read for ended, read in zip(stops, in_text, strict=True)]
         return stops
@@ -147,10 +149,3 @@ class GroupBeamPolicy(Policy):
 
     def _normalised(self, score: float, length: int) -> float:
         return score / math.pow(max(1, length - self.prompt_length), self.options.length_penalty)
-
-    @staticmethod
-    def _grown(before: list[Track], one: Continuation) -> Track:
-        track = before[min(one.parent, len(before) - 1)].fork()
-        track.tokens.append(one.token)
-        track.logprob = one.score
-        return track

@@ -82,8 +82,8 @@ class Request:
 
 @dataclass
 class Track:
-    """One live sequence: its tokens (prompt included), its sum of log-probabilities (the running score for beams) and,
-    when they are to be returned, the rows of scores and logits its tokens were chosen from."""
+    """One live sequence: its tokens (prompt included) and, when they are to be returned, the sum of its tokens'
+    log-probabilities (greedy and sampling) and the rows of scores and logits its tokens were chosen from."""
 
     tokens: list[int]
     logprob: float = 0.0
