@@ -1,0 +1,91 @@
+// The row functions of the search on awkward sizes and values: what the Python tests ask for, here under sanitizers.
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+
+#include "search/draw.h"
+
+namespace pyllm {
+namespace search {
+namespace {
+
+std::vector<float> random_row(size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<float> row(n);
+  for (float& x : row) x = normal(random);
+  return row;
+}
+
+class Search : public ::testing::TestWithParam<size_t> {
+ protected:
+  void SetUp() override { kRow = available_row_kernels().at(GetParam()); }
+  void TearDown() override { kRow = available_row_kernels().back(); }
+};
+
+TEST_P(Search, LogSumExpAndBest) {
+  for (size_t n : {1, 3, 15, 16, 17, 511, 512, 513, 1025, 5000}) {
+    std::vector<float> x = random_row(n, unsigned(n));
+    const Row row(x.data(), n);
+    double sum = 0.0;
+    for (float value : x) sum += std::exp(double(value));
+    EXPECT_NEAR(row.log_sum_exp(), std::log(sum), 1e-6) << n;
+    EXPECT_EQ(row.argmax(), size_t(std::max_element(x.begin(), x.end()) - x.begin())) << n;
+    for (size_t k : {size_t(1), n / 2 + 1, n, n + 7}) {
+      const std::vector<Candidate> best = row.top_k(k);
+      ASSERT_EQ(best.size(), std::min(k, n));
+      EXPECT_TRUE(std::is_sorted(best.begin(), best.end(), better));
+    }
+  }
+}
+
+TEST_P(Search, OddValuesAreSeenWhereverTheyAre) {
+  for (float odd : {float(NAN), float(INFINITY)}) {
+    for (size_t at : {0, 15, 511, 512, 1099}) {
+      std::vector<float> x = random_row(1100, 5);
+      x[at] = odd;
+      EXPECT_FALSE(Row(x.data(), x.size()).normal());
+      EXPECT_TRUE(std::isnan(Row(x.data(), x.size()).log_sum_exp()));
+      EXPECT_LE(Row(x.data(), x.size()).top_k(2000).size(), x.size());
+      cut_top_k(x.data(), x.size(), 1000);
+      EXPECT_EQ(sample(x.data(), x.size(), 3, 0.5, 0.1, 0.5), -1);
+    }
+  }
+}
+
+TEST_P(Search, EveryDrawIsAToken) {
+  for (size_t n : {1, 5, 600, 4000}) {
+    for (double u : {0.0, 0.3, 1.0 - 0x1p-53}) {
+      for (size_t k : {0, 1, 40, 3000}) {
+        for (double p : {0.0, 0.4, 1.0}) {
+          for (double ratio : {0.0, 0.2, 1.0}) {
+            std::vector<float> x = random_row(n, 7);
+            for (size_t i = 0; i + 1 < n; i += 2) x[i] = -INFINITY;
+            const std::vector<float> before = x;
+            const int32_t token = sample(x.data(), n, k, p, ratio, u);
+            ASSERT_TRUE(token >= 0 && size_t(token) < n);
+            EXPECT_TRUE(std::isfinite(before[size_t(token)]));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Search, DrawsWithoutReplacementAreDistinct) {
+  for (size_t n : {3, 700}) {
+    const std::vector<float> x = random_row(n, 9);
+    std::vector<double> uniforms;
+    for (uint32_t i = 0; i < 20; ++i) uniforms.push_back(philox_uniform(1, i, 0, 0, 0));
+    const std::vector<int32_t> drawn = draw_distinct(Row(x.data(), n), uniforms.size(), uniforms.data());
+    EXPECT_EQ(drawn.size(), std::min(n, uniforms.size()));
+    EXPECT_EQ(std::set<int32_t>(drawn.begin(), drawn.end()).size(), drawn.size());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryKernel, Search, ::testing::Range(size_t(0), available_row_kernels().size()));
+
+}  // namespace
+}  // namespace search
+}  // namespace pyllm
