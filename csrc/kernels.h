@@ -78,10 +78,10 @@ struct AttendArgs {
   int64_t num_keys;        // keys in the cache for this sequence (position of the newest + 1)
   int64_t window;
   float scale, softcap;
-  const float* const* q;        // [vectors] pointers to E floats each
-  float* const* out;            // [vectors] pointers to E floats each
-  const uint8_t* const* blocks; // [ceil(num_keys / 32)] base of each block
-  size_t block_offset;          // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
+  const float* const* q;         // [vectors] pointers to E floats each
+  float* const* out;             // [vectors] pointers to E floats each
+  const uint8_t* const* blocks;  // [ceil(num_keys / 32)] base of each block
+  size_t block_offset;           // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
 };
 
 struct Kernels {
@@ -95,7 +95,8 @@ struct Kernels {
   size_t (*linear_scratch)(const LinearArgs& a, int panels);
   // Columns of panels [p0, p1) for all m rows.
   void (*linear)(const LinearArgs& a, int p0, int p1, void* scratch);
-  // Packs one panel: rows[j] points to the first of k source elements of output j (nullptr: zeros), col_stride[j] apart.
+  // Packs one panel: rows[j] points to the first of k source elements of output j (nullptr: zeros), col_stride[j]
+  // apart.
   void (*pack_panel)(Format f, SourceType type, const void* const* rows, const int64_t* col_stride, int64_t k,
                      uint8_t* out);
 
@@ -103,16 +104,16 @@ struct Kernels {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t n_padded,
                      float* y);  // bias may be nullptr
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, int64_t n_padded, float* y);
-  void (*activate)(Activation a, int64_t n, float* x);                      // in place
+  void (*activate)(Activation a, int64_t n, float* x);                              // in place
   void (*gate)(Activation a, int64_t n, const float* g, const float* u, float* y);  // y = act(g) * u
-  void (*softmax)(int64_t n, float* x);                                     // in place
+  void (*softmax)(int64_t n, float* x);                                             // in place
   // Rotates the first rotary_dim floats of one head in place. cos_sin: [rotary_dim/2] cos, then [rotary_dim/2] sin.
   // interleaved false: pairs (i, i + rotary_dim/2), as Hugging Face; true: pairs (2i, 2i + 1).
   void (*rope)(const float* cos_sin, int64_t rotary_dim, bool interleaved, float* x);
 
   // --- attention
   void (*kv_append)(Format f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block);
-  size_t (*attend_scratch)(Format f, int64_t head_dim, int64_t num_keys);   // bytes one thread needs
+  size_t (*attend_scratch)(Format f, int64_t head_dim, int64_t num_keys);  // bytes one thread needs
   void (*attend)(const AttendArgs& a, void* scratch);
 };
 
@@ -122,7 +123,7 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_amx;
 
-const Kernels& kernels();                          // the best table here, or the one PYLLM_ISA names (throws if it can't)
+const Kernels& kernels();  // the best table here, or the one PYLLM_ISA names (throws if it can't)
 const Kernels* kernels_by_name(const char* name);  // nullptr when not built or not supported here
 
 }  // namespace pyllm

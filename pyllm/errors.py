@@ -27,7 +27,7 @@ class CheckpointError(PyllmError, ValueError):
 
 
 class ProgramError(PyllmError, ValueError):
-    """A model description records operations that do not fit each other (a mistake in pyllm.models, not in a checkpoint)."""
+    """A model description records operations that do not fit each other: a mistake in pyllm.models, not in a file."""
 
 
 class TokenizerError(PyllmError, ValueError):

@@ -46,12 +46,9 @@ inline int add_case(std::string name, std::function<void()> run) {
 template <class T>
 std::string show(const T& value) {
   std::ostringstream out;
-  if constexpr (std::is_enum_v<T>)
-    out << static_cast<long long>(value);
-  else if constexpr (std::is_arithmetic_v<T> || std::is_convertible_v<T, std::string>)
-    out << value;
-  else
-    out << "(" << sizeof(T) << " bytes)";
+  if constexpr (std::is_enum_v<T>) out << static_cast<long long>(value);
+  else if constexpr (std::is_arithmetic_v<T> || std::is_convertible_v<T, std::string>) out << value;
+  else out << "(" << sizeof(T) << " bytes)";
   return out.str();
 }
 
@@ -135,7 +132,8 @@ struct Parametrised {
     return add_case(suite, [suite, values, name] {
       for (size_t i = 0; i < values.size(); ++i)
         for (auto& body : bodies()) {
-          std::printf("  %s.%s/%s\n", suite, body.first.c_str(), std::string(name(TestParamInfo<P>{values[i], i})).c_str());
+          std::printf("  %s.%s/%s\n", suite, body.first.c_str(),
+                      std::string(name(TestParamInfo<P>{values[i], i})).c_str());
           body.second(values[i]);
         }
     });
@@ -148,39 +146,37 @@ struct Parametrised {
 }  // namespace testing
 
 #define TESTING_CLASS(suite, name) suite##_##name##_Test
-#define TESTING_DEFINE(suite, name, base)                \
-  class TESTING_CLASS(suite, name) : public base {       \
-   public:                                               \
-    void TestBody() override;                            \
+#define TESTING_DEFINE(suite, name, base)          \
+  class TESTING_CLASS(suite, name) : public base { \
+   public:                                         \
+    void TestBody() override;                      \
   };
-#define TESTING_PLAIN(suite, name, base)                                                                  \
-  TESTING_DEFINE(suite, name, base)                                                                       \
-  static const int suite##_##name##_added = ::testing::internal::add_case(#suite "." #name, [] {          \
-    TESTING_CLASS(suite, name) body;                                                                      \
-    ::testing::internal::run_body(body);                                                                  \
-  });                                                                                                     \
+#define TESTING_PLAIN(suite, name, base)                                                         \
+  TESTING_DEFINE(suite, name, base)                                                              \
+  static const int suite##_##name##_added = ::testing::internal::add_case(#suite "." #name, [] { \
+    TESTING_CLASS(suite, name) body;                                                             \
+    ::testing::internal::run_body(body);                                                         \
+  });                                                                                            \
   void TESTING_CLASS(suite, name)::TestBody()
 #define TEST(suite, name) TESTING_PLAIN(suite, name, ::testing::Test)
 #define TEST_F(suite, name) TESTING_PLAIN(suite, name, suite)
-#define TEST_P(suite, name)                                                                               \
-  TESTING_DEFINE(suite, name, suite)                                                                      \
-  static const int suite##_##name##_added =                                                               \
-      ::testing::internal::Parametrised<suite>::add_body(#name, [](const suite::ParamType& value) {       \
-        TESTING_CLASS(suite, name) body;                                                                  \
-        body.set_param(value);                                                                            \
-        ::testing::internal::run_body(body);                                                              \
-      });                                                                                                 \
+#define TEST_P(suite, name)                                                                         \
+  TESTING_DEFINE(suite, name, suite)                                                                \
+  static const int suite##_##name##_added =                                                         \
+      ::testing::internal::Parametrised<suite>::add_body(#name, [](const suite::ParamType& value) { \
+        TESTING_CLASS(suite, name) body;                                                            \
+        body.set_param(value);                                                                      \
+        ::testing::internal::run_body(body);                                                        \
+      });                                                                                           \
   void TESTING_CLASS(suite, name)::TestBody()
 #define INSTANTIATE_TEST_SUITE_P(prefix, suite, ...) \
   static const int prefix##_##suite##_added = ::testing::internal::Parametrised<suite>::instantiate(#suite, __VA_ARGS__)
 
-#define TESTING_FAILURE(text) \
-  ::testing::internal::Failure{__FILE__, __LINE__, text} = ::testing::Message()
+#define TESTING_FAILURE(text) ::testing::internal::Failure{__FILE__, __LINE__, text} = ::testing::Message()
 #define TESTING_CHECK(ok, text, leave) \
   if (ok)                              \
     ;                                  \
-  else                                 \
-    leave TESTING_FAILURE(text)
+  else leave TESTING_FAILURE(text)
 #define TESTING_COMPARE(a, op, b, leave) \
   TESTING_CHECK((a)op(b), ::testing::internal::compared(#a, #op, #b, a, b), leave)
 #define EXPECT_TRUE(x) TESTING_CHECK(static_cast<bool>(x), "expected true: " #x, )
@@ -194,27 +190,27 @@ struct Parametrised {
 #define EXPECT_NEAR(a, b, by) \
   TESTING_CHECK(std::fabs((a) - (b)) <= (by), ::testing::internal::compared(#a, "near", #b, a, b), )
 #define EXPECT_STREQ(a, b) EXPECT_EQ(std::string(a), std::string(b))
-#define ASSERT_TRUE(x) TESTING_CHECK(static_cast<bool>(x), "expected true: " #x, return)
-#define ASSERT_FALSE(x) TESTING_CHECK(!static_cast<bool>(x), "expected false: " #x, return)
-#define ASSERT_EQ(a, b) TESTING_COMPARE(a, ==, b, return)
-#define ASSERT_NE(a, b) TESTING_COMPARE(a, !=, b, return)
-#define ASSERT_GT(a, b) TESTING_COMPARE(a, >, b, return)
-#define ASSERT_GE(a, b) TESTING_COMPARE(a, >=, b, return)
-#define ASSERT_LE(a, b) TESTING_COMPARE(a, <=, b, return)
-#define TESTING_THROWS(statement, kind)                  \
-  [&] {                                                  \
-    try {                                                \
-      statement;                                         \
-    } catch (const kind&) {                              \
-      return true;                                       \
-    } catch (...) {                                      \
-    }                                                    \
-    return false;                                        \
+#define ASSERT_TRUE(x) TESTING_CHECK(static_cast<bool>(x), "expected true: " #x, return )
+#define ASSERT_FALSE(x) TESTING_CHECK(!static_cast<bool>(x), "expected false: " #x, return )
+#define ASSERT_EQ(a, b) TESTING_COMPARE(a, ==, b, return )
+#define ASSERT_NE(a, b) TESTING_COMPARE(a, !=, b, return )
+#define ASSERT_GT(a, b) TESTING_COMPARE(a, >, b, return )
+#define ASSERT_GE(a, b) TESTING_COMPARE(a, >=, b, return )
+#define ASSERT_LE(a, b) TESTING_COMPARE(a, <=, b, return )
+#define TESTING_THROWS(statement, kind) \
+  [&] {                                 \
+    try {                               \
+      statement;                        \
+    } catch (const kind&) {             \
+      return true;                      \
+    } catch (...) {                     \
+    }                                   \
+    return false;                       \
   }()
 #define EXPECT_THROW(statement, kind) \
   TESTING_CHECK(TESTING_THROWS(statement, kind), "expected " #statement " to throw " #kind, )
 #define ASSERT_THROW(statement, kind) \
-  TESTING_CHECK(TESTING_THROWS(statement, kind), "expected " #statement " to throw " #kind, return)
+  TESTING_CHECK(TESTING_THROWS(statement, kind), "expected " #statement " to throw " #kind, return )
 #define EXPECT_NO_THROW(statement) EXPECT_FALSE(TESTING_THROWS(statement, std::exception))
 #define ADD_FAILURE() TESTING_FAILURE("failure:")
 #define FAIL() return TESTING_FAILURE("failure:")
