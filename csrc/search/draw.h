@@ -74,10 +74,15 @@ inline std::vector<Candidate> keep_top_k(const Row& row, size_t k) {
   return found;
 }
 
-// The sum of exp(value - max).
+// The sum of exp(value - max); max is finite and no less than any value.
 inline double mass(const Candidate* from, size_t count, float max) {
   double total = 0.0;
-  for (size_t i = 0; i < count; ++i) total += std::exp(double(from[i].value) - max);
+  for (size_t start = 0; start < count; start += kBlock) {
+    float values[kBlock];
+    const size_t size = std::min(kBlock, count - start);
+    for (size_t i = 0; i < size; ++i) values[i] = from[start + i].value;
+    total += kRow.block_sum(values, size, max);
+  }
   return total;
 }
 
@@ -85,10 +90,10 @@ inline double mass(const Candidate* from, size_t count, float max) {
 inline std::vector<Candidate> hold_top_p(const Row& row, double p, double* total) {
   *total = row.sum_exp();
   for (float below = 3.0f; below < 128.0f; below *= 1.5f) {
-    std::vector<Candidate> found = row.at_least(row.max - below);
+    std::vector<Candidate> found = row.many_at_least(row.max - below);
     if (mass(found.data(), found.size(), row.max) >= p * *total) return found;
   }
-  return row.at_least(-3.4028235e38f);
+  return row.many_at_least(-3.4028235e38f);
 }
 
 // What top-p leaves of `from`: the best, as long as those before have less than the share p of `total`. Halves the

@@ -1,7 +1,7 @@
 // Sixteen-lane loops over a row of logits: block maxima and the sum of exponentials. Included by row.h once per
-// instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64 bytes, hence no
-// include guard. Every instruction set gives the same bits: the lanes, the operations on them and the order of the
-// final sum do not depend on the vector's length.
+// instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64 bytes and
+// multiply_add(a, b, c) is a * b + c, fused or not; hence no include guard. Instruction sets that fuse give the same
+// bits: the lanes, what is done to them and the order of the final sum do not depend on the vector's length.
 
 constexpr int kLanes = int(sizeof(Floats) / 4);
 constexpr int kParts = 16 / kLanes;
@@ -21,11 +21,12 @@ static inline __attribute__((always_inline)) Floats exp_of(Floats d) {
   t = t > low ? t : low;
   const Floats shifted = t + 12582912.0f;
   const Floats f = t - (shifted - 12582912.0f);
-  Floats p = f * 1.327793890e-3f + 9.675757641e-3f;
-  p = p * f + 5.550709598e-2f;
-  p = p * f + 2.402211434e-1f;
-  p = p * f + 6.931469682e-1f;
-  p = p * f + 1.000000073f;
+  const Floats zero{};
+  Floats p = multiply_add(zero + 1.327793890e-3f, f, zero + 9.675757641e-3f);
+  p = multiply_add(p, f, zero + 5.550709598e-2f);
+  p = multiply_add(p, f, zero + 2.402211434e-1f);
+  p = multiply_add(p, f, zero + 6.931469682e-1f);
+  p = multiply_add(p, f, zero + 1.000000073f);
   return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 

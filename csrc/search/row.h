@@ -9,16 +9,23 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#define PYLLM_SEARCH_X86 1
+#include <immintrin.h>
+#endif
+
 namespace pyllm {
 namespace search {
 namespace {
 
+constexpr size_t kAhead = 4;    // blocks fetched ahead: logits often lie in an outer cache or in memory
 constexpr size_t kBlock = 512;  // 2 KB; 99 blocks for 50257 logits, more than the usual k
 
 #if defined(__GNUC__)
 namespace baseline {
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
 #include "lanes.h"
 }  // namespace baseline
 #else
@@ -40,13 +47,13 @@ inline double block_sum(const float* x, size_t n, float max) {
 #endif
 
 // gcc compiles part of a file for another instruction set; nothing in these namespaces is visible to a linker.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define PYLLM_SEARCH_X86 1
+#if defined(PYLLM_SEARCH_X86)
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,fma")
 namespace avx2 {
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps(a, b, c); }
 #include "lanes.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -55,10 +62,19 @@ typedef int32_t Ints __attribute__((vector_size(32)));
 namespace avx512 {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
+static inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps(a, b, c); }
 #include "lanes.h"
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
+
+inline void prefetch(const float* x, size_t n) {
+#if defined(__GNUC__)
+  for (size_t i = 0; i < n; i += 16) __builtin_prefetch(x + i);
+#else
+  (void)x, (void)n;
+#endif
+}
 
 struct RowKernels {
   float (*block_max)(const float* x, size_t n, bool* has_nan);
@@ -68,7 +84,8 @@ struct RowKernels {
 inline std::vector<RowKernels> available_row_kernels() {  // the best one last
   std::vector<RowKernels> all{{baseline::block_max, baseline::block_sum}};
 #if defined(PYLLM_SEARCH_X86)
-  if (__builtin_cpu_supports("avx2")) all.push_back({avx2::block_max, avx2::block_sum});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    all.push_back({avx2::block_max, avx2::block_sum});
   if (__builtin_cpu_supports("avx512f")) all.push_back({avx512::block_max, avx512::block_sum});
 #endif
   return all;
@@ -84,19 +101,28 @@ inline bool better(const Candidate& a, const Candidate& b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
-// A row and the maxima of its blocks.
+// A row and the maxima of its blocks; with `summed` also the sums of exp(x - maximum of the block), taken while a block
+// is in the L1 cache.
 struct Row {
   const float* x;
   size_t n;
   std::vector<float> tops;
+  std::vector<double> sums;
   float max = -INFINITY;
   bool has_nan = false;
 
-  Row(const float* values, size_t count) : x(values), n(count), tops((count + kBlock - 1) / kBlock) {
+  Row(const float* values, size_t count, bool summed = false)
+      : x(values), n(count), tops((count + kBlock - 1) / kBlock) {
+    if (summed) sums.resize(tops.size());
     for (size_t b = 0; b < tops.size(); ++b) {
+      if (b + kAhead < tops.size()) prefetch(x + (b + kAhead) * kBlock, size_of(b + kAhead));
       tops[b] = kRow.block_max(x + b * kBlock, size_of(b), &has_nan);
       max = tops[b] > max ? tops[b] : max;
+      if (summed) sums[b] = block_sum(b);
     }
+  }
+  double block_sum(size_t b) const {
+    return std::isfinite(tops[b]) ? kRow.block_sum(x + b * kBlock, size_of(b), tops[b]) : 0.0;
   }
   size_t size_of(size_t block) const { return std::min(kBlock, n - block * kBlock); }
   // No NaN and a finite maximum: a softmax of this row exists.
@@ -112,9 +138,11 @@ struct Row {
 
   // Sums of exp(x - max) over the blocks; the maximum is finite.
   std::vector<double> sums_exp() const {
-    std::vector<double> sums(tops.size());
-    for (size_t b = 0; b < sums.size(); ++b) sums[b] = kRow.block_sum(x + b * kBlock, size_of(b), max);
-    return sums;
+    std::vector<double> scaled(tops.size());
+    for (size_t b = 0; b < scaled.size(); ++b) {
+      scaled[b] = (sums.empty() ? block_sum(b) : sums[b]) * std::exp(double(tops[b]) - max);
+    }
+    return scaled;
   }
   double sum_exp() const {
     double total = 0.0;
@@ -137,6 +165,22 @@ struct Row {
         if (x[i] >= threshold) found.push_back({x[i], int32_t(i)});
       }
     }
+    return found;
+  }
+  // The same for thresholds that many values reach: without a branch that would be mispredicted as often as not.
+  std::vector<Candidate> many_at_least(float threshold) const {
+    std::vector<Candidate> found;
+    size_t count = 0;
+    for (size_t b = 0; b < tops.size(); ++b) {
+      if (!(tops[b] >= threshold)) continue;
+      found.resize(count + kBlock);
+      const size_t end = b * kBlock + size_of(b);
+      for (size_t i = b * kBlock; i < end; ++i) {
+        found[count] = {x[i], int32_t(i)};
+        count += x[i] >= threshold;
+      }
+    }
+    found.resize(count);
     return found;
   }
 
@@ -183,7 +227,7 @@ struct Continuation {
 inline bool continuations(const float* x, size_t rows, size_t stride, size_t n, const float* running, size_t k,
                           bool normalise, std::vector<Continuation>& out) {
   for (size_t r = 0; r < rows; ++r) {
-    const Row row(x + r * stride, n);
+    const Row row(x + r * stride, n, normalise);
     if (row.has_nan || row.max == INFINITY) return false;
     const Shift shift(normalise ? row.log_sum_exp() : 0.0);
     for (const Candidate& c : row.top_k(k)) {
@@ -205,7 +249,7 @@ inline void penalise(float* x, const int64_t* ids, size_t count, float penalty) 
 
 // x - log_sum_exp(x), in place. False when a row has no softmax.
 inline bool log_softmax(float* x, size_t n) {
-  const double sum = Row(x, n).log_sum_exp();
+  const double sum = Row(x, n, true).log_sum_exp();
   if (std::isnan(sum)) return false;
   const Shift shift(sum);
   for (size_t i = 0; i < n; ++i) x[i] = shift.of(x[i]);

@@ -19,8 +19,8 @@ def top_k(row: NDArray[np.float32], k: int) -> tuple[list[float], list[int]]:
 
 def best_continuations(
     rows: NDArray[np.float32], running: list[float], k: int, normalise: bool
-) -> tuple[list[float], list[int], list[int]] | None:
-    """(scores, rows, tokens) of the k best of running[r] + rows[r, token], best first, ties by row and token.
+) -> list[tuple[float, int, int]] | None:
+    """(score, row, token) of the k best of running[r] + rows[r, token], best first, ties by row and token.
 
     `normalise` takes rows as logits and uses their log-probabilities. None when a row holds NaN or +inf.
     """
@@ -45,4 +45,5 @@ def num_kernels() -> int:
     """Instruction sets the row kernels exist for here."""
 
 def use_kernels(index: int) -> None:
-    """Chooses among them (the last is the default). All give the same bits; for tests."""
+    """Chooses among them (the last is the default). All but the first, which lacks fused multiply-add, give
+    the same bits; for tests."""

@@ -101,7 +101,7 @@ def best_continuations(const float[:, :] rows not None, list running not None, s
         )
     if not fine:
         return None
-    return [one.score for one in best], [one.row for one in best], [one.id for one in best]
+    return [(one.score, one.row, one.id) for one in best]
 
 
 def penalise_(float[::1] row not None, tokens not None, float penalty):

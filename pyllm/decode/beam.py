@@ -42,11 +42,9 @@ def best_continuations(
     """
     beams = len(running)
     found = _search.best_continuations(rows, running[: len(rows)], count, normalise)
-    if found is not None and len(rows) < beams and (len(found[0]) < count or found[0][-1] == -np.inf):
+    if found is not None and len(rows) < beams and (len(found) < count or found[-1][0] == -np.inf):
         found = _search.best_continuations(np.repeat(rows, beams, axis=0), running, count, normalise)
-    if found is None:
-        return None
-    return [Continuation(*one) for one in zip(*found, strict=True)]
+    return None if found is None else [Continuation._make(one) for one in found]
 
 
 def grown(live: Sequence[Track], going: Sequence[Continuation]) -> list[Track]:
@@ -88,12 +86,7 @@ class BeamPolicy(Policy):
         self._step += 1
         length = len(self._live[0].tokens) + 1
         stops = self._stops(found, length)
-        # What goes on: the best that do not end; sampled ones come in the order drawn, hence the sort.
-        ranked = [(one.score + OUT if stop else one.score, one) for one, stop in zip(found, stops, strict=True)]
-        ranked.sort(key=lambda item: -item[0])
-        del ranked[self.options.num_beams :]
-        self._running = [score for score, _ in ranked]
-        going = [one for _, one in ranked]
+        going, self._running = self._going(found, stops)
         self._finish(found, stops, length)
         self._live = grown(self._live, going)
         last = len(logits) - 1
@@ -103,6 +96,16 @@ class BeamPolicy(Policy):
             self._fill(Stop("length"))
             return Advance([], [])
         return Advance(parents, [one.token for one in going])
+
+    def _going(self, found: list[Continuation], stops: list[Stop | None]) -> tuple[list[Continuation], list[float]]:
+        """What goes on, with its scores: the best that do not end, the others only where there are too few."""
+        count = self.options.num_beams
+        if not any(stops) and not self.options.do_sample:
+            return found[:count], [one.score for one in found[:count]]
+        ranked = [(one.score + OUT if stop else one.score, one) for one, stop in zip(found, stops, strict=True)]
+        ranked.sort(key=lambda item: -item[0])  # sampled ones come in the order drawn
+        del ranked[count:]
+        return [one for _, one in ranked], [score for score, _ in ranked]
 
     def _continuations(self, logits: NDArray[np.float32]) -> list[Continuation]:
         histories = [track.tokens for track in self._live]
