@@ -65,7 +65,7 @@ def export_model(model, tokenizer, end, out):
         "vocab_size": vocab})
     write_json(out / "generation_config.json", {
         "bos_token_id": end_id, "eos_token_id": end_id,
-        "do_sample": True, "temperature": 0.8, "top_k": 40})
+        "do_sample": True, "temperature": 0.7, "top_k": 40})
     replace(out / "tokenizer.json", tokenizer.to_str(pretty=False).encode())
     write_json(out / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False,
