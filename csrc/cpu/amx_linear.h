@@ -45,6 +45,11 @@ void amx_prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, 
   }
 }
 
+PYLLM_INLINE void fetch_tile(const uint8_t* p) {
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kTile; i += 64) f_prefetch_l2(p + i);
+}
+
 // Up to 16 rows: all k of one panel at a time.
 void tile_row_panels(const LinearArgs& a, int p0, int p1, float* c) {
   const int steps = tile_steps(a.k);
@@ -56,16 +61,19 @@ void tile_row_panels(const LinearArgs& a, int p0, int p1, float* c) {
     _tile_zero(6);
     _tile_zero(7);
     for (int s = 0; s < steps; ++s, x += kTile, w += kStepBytes) {
-      for (size_t i = 0; i < kStepBytes; i += 64) f_prefetch_l2(w + kAhead + i);
       _tile_loadd(0, x, 64);
       _tile_loadd(2, w, 64);
       _tile_dpbf16ps(4, 0, 2);
+      fetch_tile(w + kAhead);
       _tile_loadd(3, w + kTile, 64);
       _tile_dpbf16ps(5, 0, 3);
+      fetch_tile(w + kAhead + kTile);
       _tile_loadd(2, w + 2 * kTile, 64);
       _tile_dpbf16ps(6, 0, 2);
+      fetch_tile(w + kAhead + 2 * kTile);
       _tile_loadd(3, w + 3 * kTile, 64);
       _tile_dpbf16ps(7, 0, 3);
+      fetch_tile(w + kAhead + 3 * kTile);
     }
     _tile_stored(4, c, 256);  // row-major [16][64]
     _tile_stored(5, c + 16, 256);
@@ -104,8 +112,8 @@ struct TilePiece {
 // c (2 x 2 tiles) += A (Blocks row blocks, a_block bytes apart) * B over one piece. Lines [line, line + lines) of every
 // step of the next piece are fetched.
 template <int Blocks>
-void tile_product(const LinearArgs& args, const TilePiece& p, const uint8_t* a, size_t a_block, float* c, int line,
-                  int lines, Waiting& waiting) {
+PYLLM_APART void tile_product(const LinearArgs& args, const TilePiece& p, const uint8_t* a, size_t a_block, float* c,
+                              int line, int lines, Waiting& waiting) {
   const uint8_t *b = p.b, *ahead = p.ahead + 64 * line;
   if (p.first) {
     _tile_zero(4);

@@ -11,7 +11,7 @@ namespace {
 // registers or everything spills. kStreamRows: rows of a pass of the bfloat16 kernel that unpacks as it goes (two
 // accumulators a row). kUnpackFrom: rows from which unpacking a piece of weights to floats first is faster.
 #if defined(__AVX512F__)  // 32 registers, F16 is one
-constexpr int kBlockRows = 6, kStreamRows = 8, kUnpackFrom = 9;
+constexpr int kBlockRows = 6, kStreamRows = 4, kUnpackFrom = 5;
 constexpr int block_vectors(int) { return 4; }
 #elif defined(__AVX2__)     // 16 registers, F16 is two
 constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
@@ -25,7 +25,7 @@ constexpr int block_vectors(int rows) { return rows == 1 ? 2 : 1; }
 #endif
 
 constexpr int kRowBlock = 96;  // rows whose sums wait in scratch for the end of k: 24 KB of floats
-constexpr int kPiece = 96;     // k of a panel that all rows pass over before the next: 24 KB of floats, stays in L1
+constexpr int kPiece = 64;     // k of a panel that all rows pass over before the next: 16 KB of floats, stays in L1
 constexpr int kAhead = 4096;   // bytes that software prefetch into L2 runs ahead where one pass reads the weights
 
 // Register blocks stay functions: inlined into the loops around them they spill.
