@@ -8,7 +8,12 @@ a usable model behind:
 
     python examples/train_default_model.py war-and-peace.txt tinyshakespeare.txt \
         --out pyllm/assets/default-model --minutes 80
+
+`--resume FOLDER` continues from such a folder: its weights and its tokenizer,
+fresh optimizer state, half the peak rate, and, where the folder's README.md
+holds a table of losses, rows that count on from it.
 """
+
 import argparse
 import json
 import math
@@ -19,8 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-from default_model_export import export_model, write_loss_plot
+from default_model_export import export_model, load_weights, read_loss_table, write_loss_plot
 
 END = "<|endoftext|>"
 VOCAB, WIDTH, LAYERS, HEADS, CONTEXT = 2048, 256, 4, 4, 512
@@ -28,12 +32,13 @@ VOCAB, WIDTH, LAYERS, HEADS, CONTEXT = 2048, 256, 4, 4, 512
 
 # ---------------------------------------------------------------- text
 
+
 def novel_chapters(path):
     """Chapters of War and Peace, each paragraph unwrapped to one line."""
     text = Path(path).read_text(encoding="utf-8").replace("\r", "")
     start = re.search(r"\*\*\* ?START OF.*?\n", text)
     stop = re.search(r"\*\*\* ?END OF", text)
-    text = text[start.end() if start else 0:stop.start() if stop else len(text)]
+    text = text[start.end() if start else 0 : stop.start() if stop else len(text)]
     text = re.sub(r"^(BOOK [A-Z]+: .*|(FIRST|SECOND) EPILOGUE.*)$", "", text, flags=re.M)
     for chapter in re.split(r"^CHAPTER [IVXL]+ *$", text, flags=re.M):
         paragraphs = []
@@ -82,9 +87,15 @@ def train_tokenizer(documents):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.train_from_iterator(documents, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[END], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        documents,
+        trainers.BpeTrainer(
+            vocab_size=VOCAB,
+            special_tokens=[END],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tokenizer
 
 
@@ -93,11 +104,12 @@ def encode(tokenizer, documents):
     end = tokenizer.token_to_id(END)
     ids = [end]
     for encoding in tokenizer.encode_batch(documents):
-        ids += encoding.ids + [end]
+        ids += [*encoding.ids, end]
     return torch.tensor(ids)
 
 
 # ---------------------------------------------------------------- model
+
 
 class Block(nn.Module):
     def __init__(self, dropout):
@@ -134,7 +146,7 @@ class GPT2(nn.Module):
                 nn.init.normal_(p, std=0.02 * scale)
 
     def forward(self, ids):
-        x = self.dropout(self.wte(ids) + self.wpe.weight[:ids.shape[1]])
+        x = self.dropout(self.wte(ids) + self.wpe.weight[: ids.shape[1]])
         for block in self.h:
             x = block(x)
         return F.linear(self.ln_f(x), self.wte.weight)
@@ -144,6 +156,7 @@ class GPT2(nn.Module):
 
 
 # ---------------------------------------------------------------- training
+
 
 def random_batch(stream, batch, generator):
     starts = torch.randint(len(stream) - CONTEXT - 1, (batch,), generator=generator)
@@ -156,9 +169,9 @@ def evaluate(model, stream):
     """Mean loss per token over the stream in consecutive full windows."""
     model.eval()
     count = (len(stream) - 1) // CONTEXT
-    ids = stream[:count * CONTEXT].view(count, CONTEXT)
-    targets = stream[1:count * CONTEXT + 1].view(count, CONTEXT)
-    losses = [model.loss(i, t).item() * len(i) for i, t in zip(ids.split(8), targets.split(8))]
+    ids = stream[: count * CONTEXT].view(count, CONTEXT)
+    targets = stream[1 : count * CONTEXT + 1].view(count, CONTEXT)
+    losses = [model.loss(i, t).item() * len(i) for i, t in zip(ids.split(8), targets.split(8), strict=True)]
     model.train()
     return sum(losses) / count
 
@@ -170,9 +183,13 @@ def optimizers(model, rate):
     vectors = [p for p in model.parameters() if p.dim() == 1]
     return [
         torch.optim.Muon(matrices, lr=1.5 * rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([{"params": tables, "weight_decay": 0.1},
-                           {"params": vectors, "weight_decay": 0.0}],
-                          lr=rate, betas=(0.9, 0.98), fused=True)]
+        torch.optim.AdamW(
+            [{"params": tables, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+            lr=rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        ),
+    ]
 
 
 class Average:
@@ -186,7 +203,7 @@ class Average:
     def update(self, model, limit):
         self.steps += 1
         decay = min(limit, self.steps / (self.steps + 10))
-        for mean, p in zip(self.model.parameters(), model.parameters()):
+        for mean, p in zip(self.model.parameters(), model.parameters(), strict=True):
             mean.lerp_(p, 1 - decay)
 
 
@@ -197,13 +214,22 @@ def rate_factor(progress, warmup=0.02):
     return 0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def train(args, streams, save):
-    """Train until the time is up; return the log rows, one per evaluation."""
-    torch.manual_seed(args.seed)
+def step(model, opts, ids, targets):
+    loss = model.loss(ids, targets)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for opt in opts:
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def train(args, model, streams, rows, save):
+    """Train until the time is up, adding a row to `rows` at each evaluation; return the averaged model."""
     generator = torch.Generator().manual_seed(args.seed)
-    model = GPT2(args.dropout)
-    average, rows, recent, tokens = Average(model, args.dropout), [], [], 0
-    opts = optimizers(model, args.rate)
+    average, recent = Average(model, args.dropout), []
+    before = rows[-1] if rows else {"minutes": 0, "steps": 0, "tokens": 0}
+    opts = optimizers(model, args.peak_rate)
     groups = [(g, g["lr"]) for opt in opts for g in opt.param_groups]
     begin, budget = time.time(), 60 * args.minutes
     next_save = 60 * args.every
@@ -211,27 +237,24 @@ def train(args, streams, save):
         elapsed = time.time() - begin
         for group, peak in groups:
             group["lr"] = peak * rate_factor(min(1.0, elapsed / budget))
-        loss = model.loss(*random_batch(streams["train"], args.batch, generator))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+        recent.append(step(model, opts, *random_batch(streams["train"], args.batch, generator)))
         average.update(model, args.ema)
-        tokens += args.batch * CONTEXT
-        recent.append(loss.item())
         elapsed = time.time() - begin
         if elapsed < min(next_save, budget):
             continue
-        row = {"minutes": elapsed / 60, "steps": average.steps, "tokens": tokens,
-               "train": sum(recent) / len(recent),
-               "validation": evaluate(average.model, streams["validation"])}
+        row = {
+            "minutes": before["minutes"] + elapsed / 60,
+            "steps": before["steps"] + average.steps,
+            "tokens": before["tokens"] + average.steps * args.batch * CONTEXT,
+            "train": sum(recent) / len(recent),
+            "validation": evaluate(average.model, streams["validation"]),
+        }
         print(json.dumps(row), flush=True)
         rows.append(row)
         save(average.model, rows)
         recent, next_save = [], next_save + 60 * args.every
         if elapsed >= budget:
-            return average.model, rows
+            return average.model
 
 
 def arguments():
@@ -239,36 +262,54 @@ def arguments():
     parser.add_argument("novel", help="War and Peace, plain text")
     parser.add_argument("plays", help="Shakespeare, plain text")
     parser.add_argument("--out", default="pyllm/assets/default-model")
+    parser.add_argument("--resume", metavar="FOLDER", type=Path, help="continue from a folder made earlier")
     parser.add_argument("--minutes", type=float, default=80)
     parser.add_argument("--every", type=float, default=5, help="minutes between evaluations")
     parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--peak-rate", type=float, help="2e-3, or 1e-3 with --resume, unless given")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.peak_rate is None:
+        args.peak_rate = 1e-3 if args.resume else 2e-3
+    return args
+
+
+def start(args, documents):
+    """The tokenizer, the model to train and the rows of its earlier training, if any."""
+    model = GPT2(args.dropout)
+    if args.resume is None:
+        return train_tokenizer(documents), model, []
+    from tokenizers import Tokenizer
+
+    model.load_state_dict(load_weights(args.resume / "model.safetensors"))
+    return Tokenizer.from_file(str(args.resume / "tokenizer.json")), model, read_loss_table(args.resume / "README.md")
 
 
 def main():
     args = arguments()
     torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     novel, novel_held = split(novel_chapters(args.novel))
     plays, plays_held = split(play_scenes(args.plays))
-    tokenizer = train_tokenizer(novel + plays)
-    streams = {"train": encode(tokenizer, novel + plays),
-               "validation": encode(tokenizer, novel_held + plays_held),
-               "novel": encode(tokenizer, novel_held),
-               "plays": encode(tokenizer, plays_held)}
+    tokenizer, model, rows = start(args, novel + plays)
+    streams = {
+        "train": encode(tokenizer, novel + plays),
+        "validation": encode(tokenizer, novel_held + plays_held),
+        "novel": encode(tokenizer, novel_held),
+        "plays": encode(tokenizer, plays_held),
+    }
     print({name: len(stream) for name, stream in streams.items()}, flush=True)
 
     def save(model, rows):
         export_model(model, tokenizer, END, out)
         write_loss_plot(rows, out / "loss.svg")
 
-    model, rows = train(args, streams, save)
+    model = train(args, model, streams, rows, save)
     # What ships is bfloat16: measure that, on both texts together and apart.
     with torch.no_grad():
         for p in model.parameters():
