@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,8 @@ def test_what_is_returned(generator: TextGenerationPipeline) -> None:
 
 def test_defaults_are_those_of_transformers(generator: TextGenerationPipeline) -> None:
     chosen = generator._generation_options({})
-    assert (chosen.max_new_tokens, chosen.do_sample, chosen.temperature) == (256, True, 0.8)  # 0.8: the checkpoint's
+    own = generator.model.generation_config["temperature"]
+    assert (chosen.max_new_tokens, chosen.do_sample, chosen.temperature) == (256, True, own)
     assert generator._generation_options({"max_length": 50}).max_new_tokens is None
     assert generator._generation_options({"max_tokens": 5}).max_new_tokens == 5
     assert generator._generation_options({"do_sample": False}).do_sample is False
@@ -70,6 +72,8 @@ def test_defaults_without_a_generation_config(tmp_path: Path) -> None:
     (folder / "generation_config.json").unlink()
     chosen = pyllm.pipeline("text-generation", folder)._generation_options({})
     assert (chosen.max_new_tokens, chosen.do_sample, chosen.temperature) == (256, True, 0.7)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.9}))
+    assert pyllm.pipeline("text-generation", folder)._generation_options({}).temperature == 0.9
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     chosen = pyllm.pipeline("text-generation", folder)._generation_options({})
     assert (chosen.do_sample, chosen.temperature) == (False, 1.0)
@@ -88,9 +92,13 @@ def test_options_given_at_construction_are_defaults_of_each_call() -> None:
         ("text-generaton", {}, InvalidOptionError, "did you mean 'text-generation'"),
         ("translation", {}, InvalidOptionError, "the tasks are text-generation"),
         ("text-generation", {"max_lenght": 5}, UnknownOptionError, "did you mean 'max_length'"),
+        ("text-generation", {"dytpe": "float32"}, UnknownOptionError, "did you mean 'dtype'"),
+        ("text-generation", {"torch_dtype": "float32"}, UnknownOptionError, "did you mean 'dtype'"),
+        ("text-generation", {"return_full_txt": False}, UnknownOptionError, "did you mean 'return_full_text'"),
+        ("text-generation", {"batch_size": -1}, InvalidOptionError, "batch_size must be an integer >= 1 or None"),
     ],
 )
-def test_wrong_construction(task: str, options: dict[str, int], error: type[Exception], message: str) -> None:
+def test_wrong_construction(task: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pyllm.pipeline(task, **options)
 
@@ -102,5 +110,19 @@ def test_wrong_calls(generator: TextGenerationPipeline) -> None:
         generator("x", clean_up_tokenization_spaces=True)
     with pytest.raises(PromptError, match="takes a str or several"):
         generator([[1, 2]])
+    for inputs in (5, None, b"x", {"x": 1}, ["x", 5]):
+        with pytest.raises(PromptError, match=r"takes a str or several, got (int|None|bytes|dict|a list with int)"):
+            generator(inputs)
     with pytest.raises(InvalidOptionError, match="loaded model takes no loading options"):
         pyllm.pipeline("text-generation", generator.model, dtype="float32")
+
+
+def test_wrong_values_of_its_own_options_are_listed_at_once(generator: TextGenerationPipeline) -> None:
+    wrong = {"batch_size": 0, "prefix": 5, "add_special_tokens": 1, "return_full_text": "no"}
+    with pytest.raises(InvalidOptionError) as caught:
+        generator(["x", "y"], **wrong)
+    for expected in ("batch_size must", "prefix must be a str", "add_special_tokens must", "return_full_text must"):
+        assert expected in str(caught.value)
+    for other in ("stop_strings", "stop"):
+        with pytest.raises(InvalidOptionError, match=f"stop_sequence and {other} are the same option"):
+            generator("x", stop_sequence="a", **{other: "b"})

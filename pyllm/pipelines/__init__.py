@@ -8,10 +8,12 @@ from typing import Any
 
 from ..engine.language_model import LanguageModel
 from ..engine.loading import default_model, load
-from ..errors import InvalidOptionError
+from ..errors import InvalidOptionError, UnknownOptionError
+from .own_options import misspelt
 from .text_generation import TextGenerationPipeline
 
 TASKS = {"text-generation": TextGenerationPipeline}
+LOADING = frozenset(load.__kwdefaults__ or {})  # names of the loading options
 
 
 def pipeline(
@@ -30,6 +32,8 @@ def pipeline(
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")
     loading, calling = _split(options)
+    if wrong := misspelt(calling, LOADING):
+        raise UnknownOptionError("[pipeline] " + "; ".join(wrong))
     if isinstance(model, LanguageModel):
         if loading:
             raise InvalidOptionError(
@@ -45,6 +49,5 @@ def pipeline(
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(loading options, options of the calls)"""
-    names = {*(load.__kwdefaults__ or {})}
-    loading = {name: value for name, value in options.items() if name in names}
-    return loading, {name: value for name, value in options.items() if name not in names}
+    loading = {name: value for name, value in options.items() if name in LOADING}
+    return loading, {name: value for name, value in options.items() if name not in LOADING}

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, overload
 
 from ..decode.options import ALIASES, GenerationOptions
 from ..engine.language_model import LanguageModel
 from ..engine.results import GeneratedSequence, Generation
-from ..errors import InvalidOptionError, PromptError
+from ..errors import PromptError
+from ..tokenization import Tokenizer
+from . import own_options
 
 Record = dict[str, Any]
 
 # transformers 5's defaults of this pipeline, for what neither the call nor generation_config.json sets.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 _SAMPLING_DEFAULTS = ("temperature",)
-
-# Options of the pipeline itself; every other one goes to generation.
-_OWN = (
-    "return_full_text",
-    "return_tensors",
-    "return_text",
-    "stop_sequence",
-    "prefix",
-    "batch_size",
-    "add_special_tokens",
-    "skip_special_tokens",
-    "clean_up_tokenization_spaces",
+_TAKES = (
+    "[pipeline] text-generation takes a str or several, got {}; "
+    "for token ids use LanguageModel.generate, for a chat format it to text first"
 )
 
 
@@ -42,17 +35,22 @@ class TextGenerationPipeline:
         self._defaults = defaults
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.model.tokenizer
 
     @staticmethod
     def check_options(options: Mapping[str, Any]) -> None:
         """Raises InvalidOptionError or UnknownOptionError for options no call could take."""
+        _, generation = own_options.split(options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # every call will warn of what it does not use
-            GenerationOptions.build(DEFAULTS, {name: value for name, value in options.items() if name not in _OWN})
+            GenerationOptions.build(DEFAULTS, generation)
 
+    @overload
+    def __call__(self, text_inputs: str, **options: Any) -> list[Record]: ...
+    @overload
+    def __call__(self, text_inputs: Iterable[str], **options: Any) -> list[list[Record]]: ...
     def __call__(self, text_inputs: str | Iterable[str], **options: Any) -> list[Record] | list[list[Record]]:
         """Continues one text, or each of several.
 
@@ -69,21 +67,12 @@ class TextGenerationPipeline:
         generation_config.json says otherwise it samples, at temperature 0.7, up to 256 new tokens or the end of the
         context, as transformers 5 does. Raises what `LanguageModel.generate` raises.
         """
-        merged = {**self._defaults, **options}
-        own = {name: merged.pop(name) for name in _OWN if merged.get(name) is not None}
-        merged = {name: value for name, value in merged.items() if name not in _OWN}
-        if "stop_sequence" in own:
-            merged["stop_strings"] = own["stop_sequence"]
-        kind = _kind(own)
-        generation = self._generation_options(merged)
+        own, asked = own_options.split({**self._defaults, **options})
+        kind = own_options.kind(own)
+        generation = self._generation_options(asked)
         if isinstance(text_inputs, str):
             return self._run([text_inputs], generation, own, kind)[0]
-        texts = list(text_inputs)
-        if not all(isinstance(text, str) for text in texts):
-            raise PromptError(
-                f"[pipeline] text-generation takes a str or several, got a list with {type(texts[0]).__name__}; "
-                "for token ids use LanguageModel.generate, for a chat format it to text first"
-            )
+        texts = _texts(text_inputs)
         size = own.get("batch_size") or len(texts) or 1
         chunks = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
         return [records for chunk in chunks for records in self._run(chunk, generation, own, kind)]
@@ -119,15 +108,12 @@ class TextGenerationPipeline:
         return {"generated_text": prompt + text if kind == "full" else text}
 
 
-def _kind(own: Record) -> str:
-    """What a record holds: "full" text, "new" text or "tensors". Raises InvalidOptionError for contradictions."""
-    asked = [name for name in ("return_full_text", "return_tensors", "return_text") if name in own]
-    if len(asked) > 1:
-        raise InvalidOptionError(f"[pipeline] {' and '.join(asked)} exclude each other; give one")
-    if own.get("clean_up_tokenization_spaces"):
-        raise InvalidOptionError(
-            "[pipeline] clean_up_tokenization_spaces=True would change the text that was generated; leave it out"
-        )
-    if own.get("return_tensors"):
-        return "tensors"
-    return "new" if own.get("return_full_text") is False else "full"
+def _texts(inputs: Iterable[str]) -> list[str]:
+    """The texts of a list, tuple or generator. Raises PromptError for anything else."""
+    if not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, bytearray, Mapping, Set)):
+        raise PromptError(_TAKES.format(type(inputs).__name__))
+    texts = list(inputs)
+    for text in texts:
+        if not isinstance(text, str):
+            raise PromptError(_TAKES.format(f"a list with {type(text).__name__}"))
+    return texts
