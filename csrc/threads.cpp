@@ -45,10 +45,11 @@ void set_float_mode(uint64_t) {}
 constexpr uint64_t kFlush = 0;
 #endif
 
-// A pause takes 10 to 150 cycles, so this is 10 to 100 us: longer than any balanced wait, shorter than a time slice.
-constexpr int kSpinsBeforeYield = 2000;
-// How long an idle worker stays hot: Python needs 20 to 50 us between two decode steps.
-constexpr auto kSpinBeforePark = std::chrono::microseconds(100);
+// A pause takes 10 to 150 cycles, so this is 1 to 20 us: as long as most balanced waits. After that the processor may
+// be needed by the very thread that is waited for.
+constexpr int kSpinsBeforeYield = 300;
+// How long an idle worker stays awake: Python needs 20 to 50 us between two decode steps.
+constexpr auto kAwakeBeforePark = std::chrono::microseconds(100);
 
 template <class Done>
 void spin_until(const Done& done) {
@@ -114,12 +115,14 @@ struct alignas(64) Pool::Worker {
   }
 
   void wait(uint32_t seen) {
-    const auto until = std::chrono::steady_clock::now() + kSpinBeforePark;
+    const auto until = std::chrono::steady_clock::now() + kAwakeBeforePark;
+    for (int spins = 0; spins < kSpinsBeforeYield; spins++) {
+      if (ticket.load(std::memory_order_acquire) != seen) return;
+      cpu_pause();
+    }
     do {
-      for (int i = 0; i < 32; i++) {
-        if (ticket.load(std::memory_order_acquire) != seen) return;
-        cpu_pause();
-      }
+      if (ticket.load(std::memory_order_acquire) != seen) return;
+      std::this_thread::yield();
     } while (std::chrono::steady_clock::now() < until);
     parked.store(true);
 #if defined(__linux__)
