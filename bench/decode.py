@@ -3,7 +3,8 @@
     python bench/decode.py [--dtypes float32,bfloat16] [--threads N] [--model FOLDER] [--prompt 512] [--steps 128]
 
 Steps are timed whole, as a user meets them: scheduling, the network, choosing the token (greedily). Medians. The
-weights a decode step reads are set beside this machine's read bandwidth, measured in the same run with as many threads.
+weights a decode step reads are set beside this machine's read bandwidth: a plain reader of as many bytes, with as many
+threads, in the same run.
 The results are checked first: tokens decoded one by one must be those of one forward pass.
 """
 
@@ -16,7 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from random_model import write_gpt2
 
 import pyllm
+from pyllm import _C
 from pyllm.decode.options import GenerationOptions
 from pyllm.decode.policy import make_policy
 from pyllm.engine.engine import Engine
@@ -32,7 +33,6 @@ from pyllm.program.program import Linear
 WARM_UP = 8  # decode steps that are not counted
 PREFILLS = 5
 DECODE_PROMPT = 32
-BANDWIDTH_BYTES = 512 << 20  # beyond the caches of most machines
 
 
 def step_seconds(model: pyllm.LanguageModel, prompt: list[int], steps: int, rows_per_step: int = 512) -> list[float]:
@@ -57,25 +57,13 @@ def check(model: pyllm.LanguageModel, prompt: list[int]) -> None:
         sys.exit("wrong result: decoded tokens are not those of one forward pass")
 
 
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second at which `threads` threads read memory together: the best of five maxima over 512 MB."""
-    parts = np.ones((threads, BANDWIDTH_BYTES // 4 // threads), np.float32)
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            began = time.perf_counter()
-            list(pool.map(np.max, parts))
-            best = min(best, time.perf_counter() - began)
-    return float(parts.nbytes / best)
-
-
 def weights_read(model: pyllm.LanguageModel) -> int:
     """Bytes of the matrices that one decode step multiplies by."""
     matrices = {op.weight for op in model.program.ops if isinstance(op, Linear)}
     return sum(m.shape[0] * m.shape[1] for m in matrices) * (4 if model.dtype == "float32" else 2)
 
 
-def measure(folder: Path, dtype: str, threads: int, prompt_length: int, steps: int, bandwidth: float) -> dict[str, Any]:
+def measure(folder: Path, dtype: str, threads: int, prompt_length: int, steps: int) -> dict[str, Any]:
     began = time.perf_counter()
     with pyllm.load(folder, dtype=dtype, num_threads=threads) as model:
         loaded = time.perf_counter() - began
@@ -85,6 +73,7 @@ def measure(folder: Path, dtype: str, threads: int, prompt_length: int, steps: i
         prefill = statistics.median(step_seconds(model, prompt, 1, prompt_length)[0] for _ in range(PREFILLS))
         decode = statistics.median(step_seconds(model, prompt[:DECODE_PROMPT], steps + WARM_UP)[1 + WARM_UP :])
         achieved = weights_read(model) / decode
+        bandwidth = _C.read_bandwidth(weights_read(model), threads)
         return {
             "dtype": dtype,
             "load_seconds": round(loaded, 2),
@@ -93,6 +82,7 @@ def measure(folder: Path, dtype: str, threads: int, prompt_length: int, steps: i
             "decode_tokens_per_second": round(1 / decode, 1),
             "decode_step_microseconds": round(decode * 1e6),
             "weights_read_gb_per_second": round(achieved / 1e9, 2),
+            "read_bandwidth_gb_per_second": round(bandwidth / 1e9, 2),
             "share_of_read_bandwidth": round(achieved / bandwidth, 3),
             "memory_bytes": model.memory_report(),
         }
@@ -106,17 +96,12 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--steps", type=int, default=128)
     args = parser.parse_args()
-    from pyllm import _C
-
-    bandwidth = read_bandwidth(args.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.model or Path(temporary)
         if args.model is None:
             write_gpt2(folder)
-        results = [
-            measure(folder, dtype, args.threads, args.prompt, args.steps, bandwidth) for dtype in args.dtypes.split(",")
-        ]
-    machine = {"isa": _C.isa(), "threads": args.threads, "read_bandwidth_gb_per_second": round(bandwidth / 1e9, 2)}
+        results = [measure(folder, dtype, args.threads, args.prompt, args.steps) for dtype in args.dtypes.split(",")]
+    machine = {"isa": _C.isa(), "threads": args.threads}
     print(json.dumps({**machine, "results": results}, indent=2))
 
 

@@ -4,6 +4,7 @@
 
 #include <new>
 
+#include "bandwidth.h"
 #include "common.h"
 #include "cpu/dispatch.h"
 #include "errors.h"
@@ -77,6 +78,9 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
         "Processors: online, affinity (logical ones this process may use), cores (physical ones among those), quota "
         "(the cgroup's, in processors; 0: none).");
   m.def("available_memory", &available_memory, "Bytes this process can still allocate without swapping.");
+  m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("num_threads"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Bytes a second at which so many threads read so many bytes of memory: the median of nine passes.");
   bind_model(m);
   bind_ops(m);
 }
