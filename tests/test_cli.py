@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -96,6 +97,39 @@ def test_control_c_in_the_middle_of_a_text(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_text_reaches_any_output_encoding(encoding: str, tmp_path: Path) -> None:
+    prompt = "Ünï Привет 😀"
+    command = [sys.executable, "-m", "pyllm", "generate", "default", prompt, "--max-new-tokens", "3", "--seed", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for flags in ([], ["--json"]):
+        done = subprocess.run([*command, *flags], capture_output=True, cwd=tmp_path, env=environment, timeout=60)
+        assert done.returncode == 0, done.stderr
+        if flags:
+            assert json.loads(done.stdout.decode("utf-8" if encoding == "ascii" else encoding))["prompt"] == prompt
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [(*GENERATE,), (*GENERATE, "--json"), ("doctor",)])
+def test_an_output_that_cannot_be_written_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pyllm", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the output could not be written")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_closed_pipes(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m pyllm generate default - --max-new-tokens 3"
+    done = subprocess.run(f"{command} <&-", shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr.partition("]")[0]) == (1, "error: [generate")
+    command = f"{sys.executable} -m pyllm generate default 'a\n' --max-new-tokens 300 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert "Traceback" not in done.stderr
 
 
 def test_doctor() -> None:

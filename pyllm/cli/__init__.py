@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 import warnings
 from typing import Any
 
@@ -18,12 +20,20 @@ class _Commands(click.Group):
     """Turns what a command may raise into one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a text may hold what the terminal's encoding lacks
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)
             try:
                 return super().invoke(ctx)
             except (PyllmError, ImportError) as error:
                 click.echo("error: " + " ".join(str(error).split()), err=True)
+                ctx.exit(1)
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # the reader has gone, which click takes quietly
+                    raise
+                what = error.filename or "the output could not be written"
+                click.echo(f"error: {what}: {error.strerror or error}", err=True)
                 ctx.exit(1)
             except KeyboardInterrupt:
                 click.echo("\ninterrupted", err=True)

@@ -12,7 +12,7 @@ import click
 
 import pyllm
 
-from ..errors import InvalidOptionError
+from ..errors import InvalidOptionError, PromptError
 
 if TYPE_CHECKING:
     from ..engine.language_model import LanguageModel
@@ -65,12 +65,13 @@ def generate(
     if temperature is not None:
         options |= {"temperature": temperature, "do_sample": True} if temperature else {"do_sample": False}
     if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = _standard_input()
     source = pyllm.default_model() if model == "default" else model
     with pyllm.load(source, dtype=dtype, device=device, num_threads=threads, progress=True) as loaded:
         timed = _run(loaded, prompt, options, "" if no_prompt else prompt, quiet=as_json)
         if as_json:
-            click.echo(json.dumps(_report(model, loaded, prompt, timed), ensure_ascii=False))
+            escape = getattr(sys.stdout, "encoding", "utf-8").lower() not in ("utf-8", "utf8")
+            click.echo(json.dumps(_report(model, loaded, prompt, timed), ensure_ascii=escape))
         else:
             click.echo(_summary(timed), err=True)
 
@@ -101,6 +102,13 @@ def _run(model: LanguageModel, prompt: str, options: dict[str, Any], shown: str,
     if not quiet:
         click.echo()
     return _Timed(stream.result, first, time.perf_counter() - started)
+
+
+def _standard_input() -> str:
+    """All of stdin, without its last line break. Raises PromptError where there is none."""
+    if sys.stdin is None:
+        raise PromptError('[generate] the prompt "-" is read from stdin, which is closed; pipe a text in or give it')
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
