@@ -62,5 +62,9 @@ class DeviceError(PyllmError, RuntimeError):
     """The requested device or instruction set is not available here."""
 
 
+class PicklingError(PyllmError, TypeError):
+    """A loaded model was to be pickled or copied: it holds memory and threads of this process."""
+
+
 class OutOfMemoryError(PyllmError, MemoryError):
     """An allocation was refused; the message says what was asked and the model stays usable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pyllm
 from pyllm.errors import (
     ContextLengthError,
     DeviceError,
+    InvalidConfigError,
     InvalidOptionError,
     ModelNotFoundError,
     NumericError,
@@ -252,11 +254,38 @@ def test_wrong_options(model: pyllm.LanguageModel) -> None:
         ({"quantization": "int8", "num_threads": 0}, InvalidOptionError, "quantization .*num_threads"),
         ({"device": "tpu"}, InvalidOptionError, "auto, cpu, reference"),
         ({"device": "cuda"}, DeviceError, "CUDA"),
+        ({"num_threads": 10**30}, InvalidOptionError, "num_threads must be a positive number"),
+        ({"dtype": np.array(["float32", "x"]), "device": [1]}, InvalidOptionError, "dtype must be .*device must be"),
     ],
 )
 def test_wrong_load_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pyllm.load(pyllm.default_model(), **options)
+
+
+@pytest.mark.parametrize("name", [None, 5, ["folder"], b"folder", "", "x" * 5000, "x" * 300, "x" * 300 + "/y", "a\0b"])
+def test_wrong_model_names(name: Any) -> None:
+    with pytest.raises(ModelNotFoundError, match="folder or a Hub id like 'org/name'"):
+        pyllm.load(name)
+
+
+def test_numbers_may_be_numpys() -> None:
+    with pyllm.load(toy_folder("gpt2"), num_threads=np.int64(1)) as loaded:
+        assert loaded.generate([5], max_new_tokens=np.int64(2)).finish_reason == "length"
+
+
+def test_a_generation_config_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(toy_folder("gpt2"), folder)
+    path = folder / "generation_config.json"
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(InvalidConfigError, match="cannot be read"):
+        pyllm.load(folder)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InvalidConfigError, match="cannot be read"):
+        pyllm.load(folder)
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
@@ -281,8 +310,23 @@ def test_damaged_weights_are_a_numeric_error(tmp_path: Path) -> None:
 def test_a_closed_model_says_so() -> None:
     loaded = pyllm.load(toy_folder("gpt2"))
     loaded.close()
-    with pytest.raises(PyllmError, match="closed"):
-        loaded.generate([5])
+    for call in (loaded.generate, loaded.stream, loaded.logits):
+        with pytest.raises(PyllmError, match="closed"):
+            call([5])
+
+
+def test_a_stream_says_at_once_that_there_is_no_tokenizer(toy: pyllm.LanguageModel) -> None:
+    with pytest.raises(TokenizerError):
+        toy.stream([5, 6])
+
+
+def test_a_model_cannot_be_pickled_and_says_what_to_do(toy: pyllm.LanguageModel) -> None:
+    with pytest.raises(TypeError, match=r"\[model\] .*pickled.*pyllm\.load"):
+        pickle.dumps(toy)
+    result = toy.generate([5, 6], max_new_tokens=2, output_logits=True)
+    again = pickle.loads(pickle.dumps(result))
+    assert again == result
+    assert np.array_equal(again.logits, result.logits)
 
 
 def test_two_threads_generate_on_one_model(model: pyllm.LanguageModel) -> None:

@@ -30,7 +30,7 @@ class Checkpoint:
         self.config: dict[str, Any] = _read_config(folder)
         generation = folder / "generation_config.json"
         self.generation_config: dict[str, Any] = (
-            read_json_object(generation, InvalidConfigError) if generation.is_file() else {}
+            read_json_object(generation, InvalidConfigError) if os.path.lexists(generation) else {}
         )
         self._entries = read_weights(folder)
 

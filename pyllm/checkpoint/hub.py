@@ -48,15 +48,15 @@ def find_folder(
     progress: bool = False,
 ) -> Path:
     """The local folder of `model`, downloaded if need be. Raises ModelNotFoundError or InvalidOptionError."""
-    name = os.fspath(model)
+    name = os.fspath(model) if isinstance(model, os.PathLike) else model
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ModelNotFoundError(f"[load] a model is a folder or a Hub id like 'org/name', got {name!r}, give one")
+        raise ModelNotFoundError(f"[load] a model is a folder or a Hub id like 'org/name', got {name!r:.80}, give one")
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         if revision is not None:
             raise InvalidOptionError(f"[load] revision selects a version on the Hub, {path} is a folder, leave it out")
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise ModelNotFoundError(f"[load] a model is a folder, {path} is a file, give the folder that holds it")
     if not isinstance(model, str) or not is_hub_id(name):
         raise ModelNotFoundError(_no_folder(path, name))
@@ -77,7 +77,7 @@ def is_hub_id(name: str) -> bool:
 def _no_folder(path: Path, name: str) -> str:
     """The sentence about a folder that is not there, with the nearest that are."""
     parent = path.parent
-    while not parent.is_dir() and parent != parent.parent:
+    while not os.path.isdir(parent) and parent != parent.parent:
         parent = parent.parent
     try:
         folders = [child.name for child in parent.iterdir() if child.is_dir()]

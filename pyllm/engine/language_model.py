@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 
 from ..decode.options import GenerationOptions
 from ..decode.policy import Policy, make_policy
-from ..errors import ContextLengthError, InvalidOptionError, PromptError, PyllmError, TokenizerError
+from ..errors import (
+    ContextLengthError,
+    InvalidOptionError,
+    PicklingError,
+    PromptError,
+    PyllmError,
+    TokenizerError,
+)
 from ..program.batch import KvCache, Runner
 from ..program.program import Program
-from ..tokenization import Tokenizer
+from ..tokenization import Detokenizer, Tokenizer
 from .engine import Engine
 from .prompts import Prompt, Prompts, bounded, read_prompt, read_prompts
 from .results import GeneratedSequence, Generation
@@ -115,7 +122,9 @@ class LanguageModel:
     def stream_ids(self, ids: list[int], options: GenerationOptions) -> TextStream:
         """`stream` for callers that have token ids and checked options."""
         _check_streamable(options)
-        return TextStream(self._pieces(self._policies([ids], options)[0]))
+        self._open_runner()
+        pieces = self._pieces(self._policies([ids], options)[0], self.tokenizer.detokenizer(ids))
+        return TextStream(pieces)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -151,6 +160,12 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.folder.name!r}, {self.program.family}, {self.dtype} on {self.device})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise PicklingError(
+            "[model] a loaded model can't be pickled or copied, got an attempt to; send its `folder` and pyllm.load it "
+            "there, or fork, which it survives"
+        )
 
     def _open_runner(self) -> Any:
         if self._runner is None:
@@ -196,8 +211,7 @@ class LanguageModel:
             raise type(wrong[0][1])(" | ".join(f"prompt {index}: {error}" for index, error in wrong))
         return policies
 
-    def _pieces(self, policy: Policy) -> Generator[str, None, Generation]:
-        detokenizer = self.tokenizer.detokenizer(policy.prompt_ids)
+    def _pieces(self, policy: Policy, detokenizer: Detokenizer) -> Generator[str, None, Generation]:
         with self._session() as engine:
             for tokens in new_tokens(engine, policy):
                 for token in tokens:

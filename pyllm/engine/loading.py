@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..decode.options import GenerationOptions
 from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
@@ -50,6 +52,7 @@ def load(
     InvalidOptionError and UnknownOptionError. The tokenizer is read at first use.
     """
     _check_options(unknown, dtype, device, quantization, num_threads)
+    num_threads = None if num_threads is None else int(num_threads)
     checkpoint = open_checkpoint(
         model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only, progress=progress
     )
@@ -129,18 +132,24 @@ def _check_options(
     for name in unknown:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         unknowns.append(f"there is no option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-    if dtype not in DTYPES:
-        float16 = " (float16 checkpoints run as bfloat16)" if dtype == "float16" else ""
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        float16 = " (float16 checkpoints run as bfloat16)" if str(dtype) == "float16" else ""
         problems.append(f"dtype must be one of {', '.join(DTYPES)}{float16}, got {dtype!r}")
     cuda = isinstance(device, str) and device.partition(":")[0] == "cuda"
-    if device not in DEVICES and not cuda:
+    if not cuda and (not isinstance(device, str) or device not in DEVICES):
         problems.append(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if quantization is not None:
         problems.append(f"quantization must be None, got {quantization!r}; this version runs float32 and bfloat16")
-    if num_threads is not None and (type(num_threads) is not int or num_threads < 1):
+    if num_threads is not None and not _is_count(num_threads):
         problems.append(f"num_threads must be a positive number or None, got {num_threads!r}")
     if unknowns or problems:
         kind = UnknownOptionError if unknowns else InvalidOptionError
         raise kind("[load] " + "; ".join(unknowns + problems))
     if cuda:
         raise DeviceError("[load] device 'cuda' needs a build with CUDA kernels, this one has none; use device='cpu'")
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        return False
+    return 1 <= int(value) < 2**31  # the device knows its own, lower limit
