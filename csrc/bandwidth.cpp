@@ -13,17 +13,20 @@
 namespace pyllm {
 namespace {
 
-constexpr size_t kStep = 256;  // bytes a turn of the loop reads
+using Words = uint64_t __attribute__((vector_size(16), may_alias));  // one SSE register; gcc and clang
 
-uint64_t sum(const uint8_t* p, size_t bytes) {
-  uint64_t lane[kStep / sizeof(uint64_t)] = {}, word[kStep / sizeof(uint64_t)];
-  for (size_t i = 0; i + kStep <= bytes; i += kStep) {
-    std::memcpy(word, p + i, kStep);
-    for (size_t j = 0; j < kStep / sizeof(uint64_t); ++j) lane[j] += word[j];
+constexpr size_t kStep = 8 * sizeof(Words);  // bytes a turn of the loop reads
+
+// Eight sums by name: as an array gcc 12 keeps them in memory.
+uint64_t sum(const uint8_t* begin, size_t bytes) {
+  const Words* w = reinterpret_cast<const Words*>(begin);
+  Words a = {}, b = {}, c = {}, d = {}, e = {}, f = {}, g = {}, h = {};
+  for (const Words* end = w + bytes / sizeof(Words); w != end; w += 8) {
+    a += w[0], b += w[1], c += w[2], d += w[3];
+    e += w[4], f += w[5], g += w[6], h += w[7];
   }
-  uint64_t all = 0;
-  for (const uint64_t one : lane) all += one;
-  return all;
+  a += b + c + d + e + f + g + h;
+  return a[0] + a[1];
 }
 
 }  // namespace
