@@ -140,39 +140,42 @@ def test_memory_report(runner: CpuRunner) -> None:
 LOAD = """
 import re, sys
 from pathlib import Path
-from pyllm.checkpoint import open_checkpoint
-from pyllm.devices.cpu import CpuRunner
-from pyllm.models import bind, build_program
+import pyllm, pyllm.checkpoint.torch_zip, pyllm.devices.cpu
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
 
-checkpoint = open_checkpoint(sys.argv[1])
-program = build_program(checkpoint.config)
-tensors = bind(program, checkpoint)
-before = peak()
-runner = CpuRunner(program, tensors, dtype=sys.argv[2])
-print(peak() - before, runner.memory_report()["weights"])
+load, before = pyllm.load, peak()
+model = load(sys.argv[1], dtype=sys.argv[2])
+print(peak() - before, model.memory_report()["weights"])
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc to see the peak")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_takes_little_more_than_the_packed_weights(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "stored", "dtype"),
+    [
+        ("model.safetensors", "float32", "float32"),
+        ("model.safetensors", "float32", "bfloat16"),
+        ("model.safetensors", "bfloat16", "float32"),
+        ("model.safetensors", "bfloat16", "bfloat16"),
+        ("pytorch_model.bin", "float32", "float32"),
+        ("pytorch_model.bin", "bfloat16", "bfloat16"),
+    ],
+)
+def test_loading_takes_little_more_than_the_packed_weights(tmp_path: Path, file: str, stored: str, dtype: str) -> None:
     folder = tmp_path / "model"
-    largest = write_checkpoint(folder)
+    elements, largest = write_checkpoint(folder, file, stored)
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder), dtype], capture_output=True, text=True, timeout=120, check=True
     )
     peak, packed = map(int, done.stdout.split())
-    assert packed < 1.05 * (folder / "model.safetensors").stat().st_size / (
-        2 if dtype == "bfloat16" else 1
-    )  # a tied head once
+    assert packed < 1.05 * elements * (2 if dtype == "bfloat16" else 4)  # a tied head once
     assert peak <= packed + largest + 30_000_000, f"{peak / 1e6:.0f} MB for {packed / 1e6:.0f} MB of packed weights"
 
 
-def write_checkpoint(folder: Path) -> int:
-    """A GPT-2 of 140 MB in float32, mostly zeros; returns the bytes of its largest tensor."""
+def write_checkpoint(folder: Path, file: str, stored: str) -> tuple[int, int]:
+    """A GPT-2 of 140 MB in float32, mostly zeros; returns its elements and the bytes of its largest tensor."""
     width, layers, vocabulary, context = 768, 4, 6000, 256
     shapes = {"wte": (vocabulary, width), "wpe": (context, width)}
     norms = ["ln_f"]
@@ -188,7 +191,7 @@ def write_checkpoint(folder: Path) -> int:
     tensors |= {f"{name}.bias": np.zeros(shape[1], np.float32) for name, shape in shapes.items() if ".c_" in name}
     tensors |= {f"{name}.{kind}": np.ones(width, np.float32) for name in norms for kind in ("weight", "bias")}
     folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
+    write_tensors(folder / file, tensors, stored)
     config = {
         "model_type": "gpt2",
         "vocab_size": vocabulary,
@@ -197,4 +200,17 @@ def write_checkpoint(folder: Path) -> int:
         "n_layer": layers,
     }
     (folder / "config.json").write_text(json.dumps({**config, "n_head": 12}))
-    return max(tensor.nbytes for tensor in tensors.values())
+    sizes = [tensor.size for tensor in tensors.values()]
+    return sum(sizes), max(sizes) * (2 if stored == "bfloat16" else 4)
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], stored: str) -> None:
+    if path.suffix == ".safetensors" and stored == "float32":
+        save_file(tensors, path)
+        return
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(tensor).to(getattr(torch, stored)) for name, tensor in tensors.items()}
+    if path.suffix == ".bin":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
