@@ -68,6 +68,17 @@ def test_one_prompt_gives_one_result_and_a_list_gives_a_list(model: pyllm.Langua
         assert len(many) == 2
 
 
+def test_prompts_may_be_any_librarys_arrays_of_ids(model: pyllm.LanguageModel) -> None:
+    torch = pytest.importorskip("torch")
+    ids = model.tokenizer.encode("The prince of the")
+    expected = model.generate(ids, **GREEDY)
+    assert model.generate(torch.tensor(ids), **GREEDY) == expected
+    assert model.generate(torch.tensor([ids, ids]), **GREEDY) == [expected, expected]
+    assert model.generate([torch.tensor(ids), ids[:2]], **GREEDY)[0] == expected
+    with pytest.raises(PromptError, match="token ids"):
+        model.generate(torch.tensor([1.0, 2.0]), **GREEDY)
+
+
 def test_generation_config_applies_and_options_override_it(model: pyllm.LanguageModel) -> None:
     sampled = model.generate("The prince", max_new_tokens=12)
     assert model.generation_config["do_sample"] is True

@@ -13,7 +13,7 @@ from ..decode.options import GenerationOptions
 from ..errors import PromptError
 
 Prompt: TypeAlias = "str | Sequence[int] | NDArray[np.integer[Any]]"
-Prompts: TypeAlias = "Sequence[str] | Sequence[Sequence[int]] | Sequence[NDArray[np.integer[Any]]]"
+Prompts: TypeAlias = "Sequence[str | Sequence[int] | NDArray[np.integer[Any]]]"
 
 _KINDS = "a str, a list of token ids, or a list of either"
 
@@ -22,7 +22,7 @@ def read_prompts(prompt: Prompt | Prompts, encode: Callable[[str], list[int]]) -
     """(token ids of each prompt, whether it was a single one). Raises PromptError."""
     if isinstance(prompt, str):
         return [encode(prompt)], True
-    if isinstance(prompt, np.ndarray):
+    if hasattr(prompt, "tolist"):  # NumPy's and every other library's arrays
         prompt = prompt.tolist()
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
         raise PromptError(f"[generate] a prompt is {_KINDS}, got {type(prompt).__name__}; pass one of these")
@@ -58,7 +58,7 @@ def _is_id(value: object) -> bool:
 
 
 def _ids(prompt: object) -> list[int]:
-    items = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+    items = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or not all(map(_is_id, items)):
         raise PromptError(f"[generate] a prompt is {_KINDS}, got {items!r:.80}; pass one of these")
     return [int(token) for token in items]
