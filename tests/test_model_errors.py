@@ -56,6 +56,12 @@ def test_all_wrong_tensors_are_listed(tmp_path: Path) -> None:
         assert expected in str(caught.value)
 
 
+def test_a_lying_number_of_layers_gives_a_message_of_bounded_size(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"and \d+ more") as caught:
+        bind_tensors(tmp_path, "gpt2", stored("gpt2"), n_layer=4096)
+    assert len(str(caught.value)) < 100_000
+
+
 def test_an_untied_head_must_be_there(tmp_path: Path) -> None:
     tensors = stored("llama")
     del tensors["lm_head.weight"]

@@ -275,6 +275,8 @@ def test_bfloat16_is_the_same_on_every_isa() -> None:
         (lambda: ops.attention(draw(1, 2, 3, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), errors.ArrayError, "multiple"),
         (lambda: ops.attention(draw(1, 3, 2, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), errors.ArrayError, "at most"),
         (lambda: ops.rope(draw(1, 2, 1, 4), [0, 1], [1.0, 0.5, 0.1]), errors.ArrayError, "at most head_dim"),
+        (lambda: ops.rope(draw(1, 2, 1, 4), [[0, 1]], [1.0]), errors.ArrayError, r"\[1, 2\] and \[1\]"),
+        (lambda: ops.relu(draw(1, 2), num_threads=10**30), errors.InvalidOptionError, "num_threads"),
         (lambda: ops.gate(draw(1, 2, 3), draw(1, 2, 4), "silu"), errors.ArrayError, r"\[up\]"),
     ],
 )  # fmt: skip

@@ -94,8 +94,10 @@ const Kernels& kernels_of(const py::object& isa) {
 
 int threads_of(const py::object& threads) {
   if (threads.is_none()) return default_threads();
-  const int64_t count = py::isinstance<py::int_>(threads) ? threads.cast<int64_t>() : 0;
-  if (count < 1 || count > kMaxThreads)
+  int overflow = 0;
+  const long long count =
+      py::isinstance<py::int_>(threads) ? PyLong_AsLongLongAndOverflow(threads.ptr(), &overflow) : 0;
+  if (count < 1 || count > kMaxThreads)  // an overflow gives -1
     throw Error(ErrorKind::option, text("[num_threads] must be a number from 1 to ", kMaxThreads, ", got ",
                                         py::repr(threads).cast<std::string>(), "; leave it out for the default"));
   return int(count);

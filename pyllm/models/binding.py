@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..program.program import Program
 
 STORED_TYPES = ("F32", "F16", "BF16")
+LISTED = 1000  # problems in one message: more than a model mixed up by mistake has, less than a lying one can have
 
 
 class BoundCheckpoint:
@@ -42,7 +43,7 @@ class BoundCheckpoint:
 
 
 def bind_tensors(program: Program, checkpoint: Checkpoint, canonical: Callable[[str], str]) -> BoundCheckpoint:
-    """Raises CheckpointError listing every missing, extra, misshapen and unreadable tensor."""
+    """Raises CheckpointError listing the missing, extra, misshapen and unreadable tensors, up to `LISTED` of them."""
     problems: list[str] = []
     stored = _by_canonical_name(checkpoint, canonical, problems)
     for name, alias in program.aliases:
@@ -66,7 +67,8 @@ def bind_tensors(program: Program, checkpoint: Checkpoint, canonical: Callable[[
         raise CheckpointError(
             f"[checkpoint] the tensors must be those of the {program.family} model that config.json describes "
             f"({program.num_layers} layers), these are not:\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(problems[:LISTED])
+            + (f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else "")
             + "\nCheck that config.json and the weight files belong together"
         )
     return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed})

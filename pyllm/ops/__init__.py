@@ -148,7 +148,13 @@ def rope(
 
     Pairs are (i, i + len(inv_freq)) as in Hugging Face's Llama, or (2i, 2i + 1) when interleaved (Su et al. 2021).
     """
-    angles = np.asarray(positions, np.float32)[:, None] * _floats(inv_freq)[None, :]
+    where, frequencies = np.asarray(positions, np.float32), np.asarray(inv_freq, np.float32)
+    if where.ndim != 1 or frequencies.ndim != 1:
+        raise ArrayError(
+            f"[rope] positions and inv_freq must be lists of numbers, got shapes {list(where.shape)} and "
+            f"{list(frequencies.shape)}; reshape them"
+        )
+    angles = where[:, None] * frequencies[None, :]
     wide = angles.astype(np.float64)
     table = np.concatenate([np.cos(wide), np.sin(wide)], axis=1).astype(np.float32) * np.float32(scaling)
     return _C.rope(_floats(x), table, interleaved, isa, num_threads)
