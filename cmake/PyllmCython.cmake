@@ -14,7 +14,6 @@ function(pyllm_cython_module target)
     COMMENT "Cython ${A_MODULE}"
     VERBATIM)
   Python_add_library(${target} MODULE WITH_SOABI "${out}")
-  target_include_directories(${target} PRIVATE csrc)
   target_include_directories(${target} PRIVATE "${PROJECT_SOURCE_DIR}/csrc")
   if(NOT MSVC)  # the generated code is not ours to keep free of warnings
     target_compile_options(${target} PRIVATE -w -ffp-contract=off)

@@ -69,7 +69,6 @@ std::vector<int> affinity_list() {
   }
   return {};
 }
-#endif
 
 // Value of a "name: 123 kB" line, in bytes; SIZE_MAX when it is not there.
 size_t kilobytes_of(const std::string& content, const std::string& name) {
@@ -101,6 +100,7 @@ size_t cgroup_memory_left(const std::string& cgroup, const std::string& root) {
     consider(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache ");
   return left;
 }
+#endif
 
 // A thread count from an environment variable, 0 when unset or empty. OMP_NUM_THREADS may be a list, one per nesting
 // level.

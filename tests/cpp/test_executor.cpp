@@ -60,7 +60,7 @@ TEST(Executor, ChunksAndThreadsDoNotMatter) {
     for (int threads : {1, 2, 3, 5}) {
       const auto executor = load(setting.program(setting.format), threads, kernels);
       for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{75}, {1}, {4}, {2, 5, 40, 3}, {33}}) {
-        SCOPED_TRACE(threads);
+        SCOPED_TRACE(std::to_string(threads) + " threads");
         ASSERT_TRUE(in_chunks(*executor, ids, sizes) == whole);
       }
     }
@@ -127,7 +127,7 @@ TEST(Executor, ThreadsShareOneModel) {
 
 // A batch of two sequences that is right until a test changes it.
 class WrongBatch : public testing::Test {
- protected:
+ public:
   void SetUp() override {
     executor_ = load(llama(Format::f32), 2, kernels());
     cache_ = std::make_unique<KvCache>(executor_->kv_shape(), 0);

@@ -61,7 +61,7 @@ TEST(Cgroup, Version1) {
 
 #if !defined(_WIN32)
 class Threads : public testing::Test {
- protected:
+ public:
   void SetUp() override { TearDown(); }
   void TearDown() override {
     unsetenv("PYLLM_NUM_THREADS");
