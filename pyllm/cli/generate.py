@@ -128,7 +128,7 @@ def _value(text: str) -> Any:
         return words[text]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # not JSON, or a number or a nest of absurd size
         return text
 
 
