@@ -2,7 +2,7 @@
 # and the compiler takes all of them, and defines PYLLM_HAVE_<NAME> for whoever uses <target>.
 include(CheckCXXCompilerFlag)
 function(pyllm_add_isa target name source)
-  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" OR CMAKE_OSX_ARCHITECTURES MATCHES "arm64" OR MSVC)
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" OR CMAKE_OSX_ARCHITECTURES MATCHES "arm64")
     return()
   endif()
   foreach(flag IN LISTS ARGN)
