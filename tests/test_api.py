@@ -24,6 +24,7 @@ from pyllm.errors import (
     InvalidOptionError,
     ModelNotFoundError,
     NumericError,
+    OutOfMemoryError,
     PromptError,
     PyllmError,
     TokenizerError,
@@ -316,6 +317,16 @@ def test_damaged_weights_are_a_numeric_error(tmp_path: Path) -> None:
         for options in ({}, {"num_beams": 3}, {"do_sample": True}):
             with pytest.raises(NumericError, match="NaN"):
                 damaged.generate([5, 6, 7], max_new_tokens=4, **options)
+
+
+def test_refused_memory_is_an_out_of_memory_error(toy: pyllm.LanguageModel) -> None:
+    def refuse(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    expected = toy.generate([5], **GREEDY)
+    with pytest.raises(OutOfMemoryError, match="9 TiB"):
+        toy.generate([5], logits_processor=refuse, **GREEDY)
+    assert toy.generate([5], **GREEDY) == expected
 
 
 def test_a_closed_model_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import subprocess
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pyllm.checkpoint import open_checkpoint
-from pyllm.errors import CheckpointError, InvalidConfigError, InvalidOptionError, ModelNotFoundError
+from pyllm.errors import CheckpointError, InvalidConfigError, InvalidOptionError, ModelNotFoundError, OutOfMemoryError
 
 TENSORS: dict[str, np.ndarray] = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -308,6 +309,17 @@ def test_release_keeps_resident_memory_low(tmp_path: Path) -> None:
     assert int(released) < 4e6
     assert int(peak) < 12e6
     assert same == "True"
+
+
+def test_refused_address_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(TENSORS, write_folder(tmp_path) / "model.safetensors")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(OutOfMemoryError, match="ulimit -v"):
+        open_checkpoint(tmp_path)
 
 
 def test_configs(tmp_path: Path) -> None:

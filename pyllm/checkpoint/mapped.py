@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import mmap
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OutOfMemoryError
 
 # safetensors' names of dtypes -> little-endian NumPy dtype of one element. Types NumPy lacks are their raw bits.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -41,7 +42,8 @@ PROBLEMS_SHOWN = 12
 
 
 class MappedFile:
-    """A read-only mapping of a whole file. Raises CheckpointError when it cannot be opened or is empty."""
+    """A read-only mapping of a whole file. Raises CheckpointError when it cannot be opened or is empty, and
+    OutOfMemoryError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,6 +55,11 @@ class MappedFile:
                 self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             reason = error.strerror or error
+            if error.errno == errno.ENOMEM:
+                raise OutOfMemoryError(
+                    f"[checkpoint] {self.size} bytes of address space were refused for {path}; raise the limit "
+                    "(ulimit -v), or use a smaller model"
+                ) from error
             raise CheckpointError(f"[checkpoint] {path} cannot be mapped: {reason}, check the file") from error
 
     def map(self) -> mmap.mmap:

@@ -16,6 +16,7 @@ from ..decode.policy import Policy, make_policy
 from ..errors import (
     ContextLengthError,
     InvalidOptionError,
+    OutOfMemoryError,
     PicklingError,
     PromptError,
     PyllmError,
@@ -117,7 +118,7 @@ class LanguageModel:
                 feed(options.streamer, engine, policies[0])
             else:
                 _run_all(engine, policies, at_once=max(1, SEQUENCES_AT_ONCE // _width(options)))
-        return [self._generation(policy) for policy in policies]
+            return [self._generation(policy) for policy in policies]
 
     def stream_ids(self, ids: list[int], options: GenerationOptions) -> TextStream:
         """`stream` for callers that have token ids and checked options."""
@@ -174,14 +175,23 @@ class LanguageModel:
 
     @contextmanager
     def _session(self) -> Iterator[Engine]:
-        """An engine on a cache of its own. The cache is kept for the next session unless an exception came through."""
+        """An engine on a cache of its own. The cache is kept for the next session unless an exception came through.
+        NumPy's MemoryErrors become OutOfMemoryErrors."""
         runner = self._open_runner()
         try:
             cache = self._idle_caches.pop()
         except IndexError:
             cache = runner.new_cache()
-        with Engine(runner, cache) as engine:
-            yield engine
+        try:
+            with Engine(runner, cache) as engine:
+                yield engine
+        except MemoryError as error:
+            if isinstance(error, OutOfMemoryError):
+                raise
+            raise OutOfMemoryError(
+                f"[model] the arrays of a call must fit the memory, got: {error or 'refused'}; give less text at once, "
+                "or leave out output_scores and output_logits"
+            ) from error
         if self._runner is not None and not self._idle_caches:
             self._idle_caches.append(cache)
 
