@@ -31,10 +31,10 @@ size_t up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
 Arena::Arena(size_t bytes, const char* what) {
   if (bytes == 0) return;
-  // Asking first: an over-committing kernel grants anything and kills the process later.
-  const size_t available = available_memory();
-  const bool fits = bytes <= available && bytes < SIZE_MAX / 2;
   const bool huge = bytes >= kHugePage;
+  // Asking first: an over-committing kernel grants anything and kills the process later. It takes a few file reads.
+  const size_t available = huge ? available_memory() : SIZE_MAX;
+  const bool fits = bytes <= available && bytes < SIZE_MAX / 2;
   const size_t size = up(bytes, huge ? kHugePage : kPage);
   const size_t mapped = huge ? size + kHugePage : size;
 #if defined(_WIN32)

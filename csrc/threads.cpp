@@ -1,8 +1,7 @@
 #include "threads.h"
 
-#include <algorithm>
 #include <chrono>
-#include <condition_variable>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -45,19 +44,8 @@ void set_float_mode(uint64_t) {}
 constexpr uint64_t kFlush = 0;
 #endif
 
-// A pause takes 10 to 150 cycles, so this is 1 to 20 us: as long as most balanced waits. After that the processor may
-// be needed by the very thread that is waited for.
-constexpr int kSpinsBeforeYield = 300;
-// How long an idle worker stays awake: Python needs 20 to 50 us between two decode steps.
-constexpr auto kAwakeBeforePark = std::chrono::microseconds(100);
-
-template <class Done>
-void spin_until(const Done& done) {
-  for (int spins = 0; !done(); spins++) {
-    if (spins < kSpinsBeforeYield) cpu_pause();
-    else std::this_thread::yield();
-  }
-}
+// Longer than balanced waits and than Python's 20 to 50 us between two decode steps; a wake-up costs about 10 us.
+constexpr auto kSpin = std::chrono::microseconds(60);
 
 // Signals belong to the threads Python knows: a new thread inherits the mask it is created under.
 class BlockSignals {
@@ -82,57 +70,49 @@ class BlockSignals {
 FlushDenormals::FlushDenormals() : saved_(float_mode()) { set_float_mode(saved_ | kFlush); }
 FlushDenormals::~FlushDenormals() { set_float_mode(saved_); }
 
+// Sequentially consistent on both sides: either raise() sees the sleeper, or the sleeper sees the new value.
+void Signal::raise() {
+  value_.fetch_add(1);
+  if (sleepers_.load() == 0) return;
+#if defined(__linux__)
+  syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, kMaxThreads, nullptr, nullptr, 0);
+#else
+  std::lock_guard<std::mutex> lock(mutex_);
+  raised_.notify_all();
+#endif
+}
+
+void Signal::wait(uint32_t seen) {
+  const auto until = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; i++) {
+      if (value() != seen) return;
+      cpu_pause();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  sleepers_.fetch_add(1);
+#if defined(__linux__)
+  while (value_.load() == seen) syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+#else
+  std::unique_lock<std::mutex> lock(mutex_);
+  raised_.wait(lock, [&] { return value_.load() != seen; });
+#endif
+  sleepers_.fetch_sub(1);
+}
+
 void Barrier::wait(int size) {
-  const uint32_t sense = sense_.load(std::memory_order_acquire);
+  const uint32_t seen = passed_.value();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    sense_.store(sense + 1, std::memory_order_release);
+    passed_.raise();
   } else {
-    spin_until([&] { return sense_.load(std::memory_order_acquire) != sense; });
+    passed_.wait(seen);
   }
 }
 
-// One worker's mailbox. `ticket` changes when there is a job for it; `parked` says that it sleeps on the ticket.
 struct alignas(64) Pool::Worker {
   int index = 0;
-  std::atomic<uint32_t> ticket{0};
-  std::atomic<bool> parked{false};
-#if !defined(__linux__)
-  std::mutex mutex;
-  std::condition_variable awake;
-#endif
-
-  // Sequentially consistent on both sides: either post() sees `parked`, or the sleeper sees the new ticket.
-  void post() {
-    ticket.fetch_add(1);
-    if (!parked.load()) return;
-#if defined(__linux__)
-    syscall(SYS_futex, &ticket, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
-#else
-    std::lock_guard<std::mutex> lock(mutex);
-    awake.notify_one();
-#endif
-  }
-
-  void wait(uint32_t seen) {
-    const auto until = std::chrono::steady_clock::now() + kAwakeBeforePark;
-    for (int spins = 0; spins < kSpinsBeforeYield; spins++) {
-      if (ticket.load(std::memory_order_acquire) != seen) return;
-      cpu_pause();
-    }
-    do {
-      if (ticket.load(std::memory_order_acquire) != seen) return;
-      std::this_thread::yield();
-    } while (std::chrono::steady_clock::now() < until);
-    parked.store(true);
-#if defined(__linux__)
-    while (ticket.load() == seen) syscall(SYS_futex, &ticket, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
-#else
-    std::unique_lock<std::mutex> lock(mutex);
-    awake.wait(lock, [&] { return ticket.load() != seen; });
-#endif
-    parked.store(false);
-  }
+  Signal job;
 };
 
 Pool& Pool::instance() {
@@ -147,6 +127,8 @@ Pool::Pool() {
                  [] {
                    Pool& pool = instance();
                    pool.workers_.clear();
+                   new (&pool.barrier_) Barrier;  // a worker may have been about to let go of a lock
+                   new (&pool.finished_) Signal;
                    pool.mutex_.unlock();
                  });
 #endif
@@ -171,11 +153,11 @@ void Pool::grow(int threads) {
 void Pool::loop(Worker& me) {
   const FlushDenormals flush;
   for (uint32_t seen = 0;;) {
-    me.wait(seen);
+    me.job.wait(seen);
     seen++;
     Team team(me.index, size_, barrier_);
     (*job_)(team);
-    running_.fetch_sub(1, std::memory_order_acq_rel);
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) finished_.raise();
   }
 }
 
@@ -188,10 +170,11 @@ void Pool::execute(int threads, const Job& job) {
   job_ = &job;
   size_ = threads;
   running_.store(threads - 1, std::memory_order_relaxed);
-  for (int i = 0; i + 1 < threads; i++) workers_[size_t(i)]->post();
+  const uint32_t finished = finished_.value();
+  for (int i = 0; i + 1 < threads; i++) workers_[size_t(i)]->job.raise();
   Team team(0, threads, barrier_);
   job(team);
-  spin_until([&] { return running_.load(std::memory_order_acquire) == 0; });
+  if (threads > 1) finished_.wait(finished);
 }
 
 }  // namespace pyllm

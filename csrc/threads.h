@@ -2,6 +2,7 @@
 // park. Concurrent callers take turns. Survives fork(): a child starts its own threads at its first job.
 #pragma once
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,15 +23,30 @@ class FlushDenormals {
   uint64_t saved_;
 };
 
-// What all workers of one job meet at. Sense-reversing; spins, and after a while yields, so that more threads than
-// processors still get through.
+// A number that one thread raises and others wait for. They spin for a moment and then sleep: spinning on would steal
+// the processor from the thread that is waited for, and yielding would hand it to whoever else is running.
+class Signal {
+ public:
+  uint32_t value() const { return value_.load(std::memory_order_acquire); }
+  void raise();              // by one
+  void wait(uint32_t seen);  // until value() != seen
+
+ private:
+  std::atomic<uint32_t> value_{0}, sleepers_{0};
+#if !defined(__linux__)
+  std::mutex mutex_;
+  std::condition_variable raised_;
+#endif
+};
+
+// What all workers of one job meet at; can be used again at once.
 class Barrier {
  public:
   void wait(int size);
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> sense_{0};
+  alignas(64) Signal passed_;
 };
 
 // One worker's view of a job.
@@ -89,6 +105,7 @@ class Pool {
   const Job* job_ = nullptr;
   int size_ = 0;
   alignas(64) std::atomic<int> running_{0};
+  alignas(64) Signal finished_;
 };
 
 }  // namespace pyllm
