@@ -342,6 +342,13 @@ def test_bad_files(tmp_path: Path) -> None:
     refused("read for GPT2Tokenizer, CodeGenTokenizer, Qwen2Tokenizer, .* is of RobertaTokenizer, save it")
 
 
+def test_sentencepiece_with_a_piece_that_is_no_text(tmp_path: Path) -> None:
+    model = data_path("tokenizers/llama-2/tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(model.replace("\u2581the".encode(), b"\xff\xfe\xfdthe", 1))
+    with pytest.raises(TokenizerError, match=r"not a SentencePiece model .*utf-8"):
+        load_tokenizer(tmp_path, {})
+
+
 def test_declared_id_that_the_vocabulary_cannot_give(tmp_path: Path) -> None:
     shutil.copy(DEFAULT_MODEL / "tokenizer.json", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"5000": {"content": "<x>"}}}')

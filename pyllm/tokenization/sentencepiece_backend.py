@@ -94,8 +94,10 @@ def _load(path: Path, patch: bytes = b"") -> sentencepiece.SentencePieceProcesso
         proto = path.read_bytes()
         if not proto:
             raise RuntimeError("the file is empty")
-        return sentencepiece.SentencePieceProcessor(model_proto=proto + patch)
-    except (OSError, RuntimeError) as error:
+        model = sentencepiece.SentencePieceProcessor(model_proto=proto + patch)
+        model.id_to_piece(list(range(model.get_piece_size())))  # the library does not look whether pieces are UTF-8
+        return model
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise TokenizerError(
             f"[{path.name}] {path} is not a SentencePiece model ({error}), add the folder's tokenizer.json"
         ) from error
