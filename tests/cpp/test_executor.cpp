@@ -57,12 +57,12 @@ TEST(Executor, ChunksAndThreadsDoNotMatter) {
     const auto one = load(setting.program(setting.format), 1, kernels);
     const Rows2 whole = in_chunks(*one, ids, {75});
     for (float logit : whole[74]) ASSERT_TRUE(std::isfinite(logit));
-    for (int threads : {1, 2, 3, 5}) {
+    const std::pair<int, std::vector<std::vector<int>>> ways[] = {
+        {1, {{1}, {4}}}, {2, {{75}, {33, 1}}}, {3, {{75}, {2, 5, 40, 3}}}, {5, {{60, 15}}}};
+    for (const auto& [threads, divisions] : ways) {
+      SCOPED_TRACE(std::to_string(threads) + " threads");
       const auto executor = load(setting.program(setting.format), threads, kernels);
-      for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{75}, {1}, {4}, {2, 5, 40, 3}, {33}}) {
-        SCOPED_TRACE(std::to_string(threads) + " threads");
-        ASSERT_TRUE(in_chunks(*executor, ids, sizes) == whole);
-      }
+      for (const std::vector<int>& sizes : divisions) ASSERT_TRUE(in_chunks(*executor, ids, sizes) == whole);
     }
   });
 }
