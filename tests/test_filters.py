@@ -217,3 +217,16 @@ def test_random_numbers() -> None:
     numbers = {_search.uniform(1, a, b, c, d) for a in range(5) for b in range(5) for c in range(5) for d in range(5)}
     assert len(numbers) == 625
     assert np.mean(list(numbers)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_answers_of_callables() -> None:
+    scores, histories = np.zeros((1, 8), np.float32), [[1, 2]]
+    kept = filters.prefix_allowed(scores.copy(), histories, lambda *_: {5, 3}, 0)
+    assert np.flatnonzero(np.isfinite(kept[0])).tolist() == [3, 5]
+    for answer in (None, "ab", [5.0], [True], [8], []):
+        with pytest.raises(InvalidOptionError, match="prefix_allowed_tokens_fn must return token ids"):
+            filters.prefix_allowed(scores.copy(), histories, lambda *_, answer=answer: answer, 0)
+    frozen = np.broadcast_to(np.float32(0), (1, 8))
+    assert filters.custom(scores.copy(), histories, lambda *_: frozen).flags.writeable
+    raised = filters.exponential_decay(np.ones((1, 8), np.float32), 5, 1e300, [2])
+    assert raised[0, 2] == np.inf

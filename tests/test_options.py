@@ -71,6 +71,16 @@ def test_forms_of_a_value() -> None:
     assert (options.stop_strings, options.logits_processor, options.max_new_tokens) == (("end",), (len,), 4)
 
 
+def test_values_that_are_never_compared() -> None:
+    with pytest.raises(InvalidOptionError, match=r"guidance_scale=array"):
+        build(guidance_scale=np.ones(2))
+    assert build(top_k=10**30, do_sample=True).top_k == 2**31 - 1
+
+
+def test_the_caller_may_override_what_is_wrong_in_the_file() -> None:
+    assert GenerationOptions.build({"top_p": 7}, {"top_p": 0.5, "do_sample": True}).top_p == 0.5
+
+
 def test_aliases() -> None:
     options = build(max_tokens=9, stop=["a"], n=2, do_sample=True, repeat_penalty=1.2, logit_bias={3: -2.0})
     assert (options.max_new_tokens, options.stop_strings, options.num_return_sequences) == (9, ("a",), 2)
@@ -116,6 +126,13 @@ def test_unknown_name_and_everything_else_at_once() -> None:
         {"logits_processor": [3]},
         {"streamer": object()},
         {"exponential_decay_length_penalty": (3,)},
+        {"exponential_decay_length_penalty": (3, 0.0)},
+        {"temperature": 10**400},
+        {"sequence_bias": {(5,): 10**400}},
+        {"length_penalty": 1e300},
+        {"num_beams": 10**9},
+        {"num_return_sequences": 10**30},
+        {"stop_strings": "\ud800"},
     ],
 )
 def test_single_values(wrong: dict[str, Any]) -> None:

@@ -28,10 +28,16 @@ def number(low: float = -_NO_BOUND, high: float = _NO_BOUND, *, above: bool = Fa
     """A finite number in [low, high], or in (low, high] with `above`."""
 
     def check(value: Any) -> float:
-        kind = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not kind or not math.isfinite(value) or not low <= value <= high or (above and value == low):
-            raise ValueError(f"be a number > {low:g}" if above else "be a number" + _range(low, high))
-        return float(value)
+        rule = f"be a number > {low:g}" if above else "be a number" + _range(low, high)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise ValueError(rule)
+        try:
+            clean = float(value)
+        except OverflowError:  # an int beyond every float
+            raise ValueError(rule) from None
+        if not math.isfinite(clean) or not low <= clean <= high or (above and clean == low):
+            raise ValueError(rule)
+        return clean
 
     return check
 
@@ -90,7 +96,7 @@ def sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
         raise ValueError(rule)
     try:
         clean = {ids(_as_id(key)): _bias(bias) for key, bias in pairs}
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(rule) from None
     if () in clean:
         raise ValueError(rule)
@@ -99,9 +105,13 @@ def sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
 
 def decay(value: Any) -> tuple[int, float]:
     """(start, factor)."""
+    rule = "be a pair (start_index, decay_factor) of an integer and a number > 0"
     if not _is_list(value) or len(value) != 2:
-        raise ValueError("be a pair (start_index, decay_factor)")
-    return integer()(value[0]), number(0, above=True)(value[1])
+        raise ValueError(rule)
+    try:
+        return integer()(value[0]), number(0, above=True)(value[1])
+    except ValueError:
+        raise ValueError(rule) from None
 
 
 def strings(value: Any) -> tuple[str, ...]:
@@ -109,6 +119,8 @@ def strings(value: Any) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not _is_list(items) or not all(isinstance(item, str) and item for item in items):
         raise ValueError("be a non-empty string or a list of non-empty strings")
+    if any("\ud800" <= char <= "\udfff" for item in items for char in item):
+        raise ValueError("be valid Unicode, without lone surrogates")
     return tuple(dict.fromkeys(items))
 
 

@@ -92,8 +92,9 @@ def prefix_allowed(
     an empty or impossible answer."""
     mask = np.full_like(scores, _NEVER)
     for row, history in zip(mask, histories, strict=True):
-        tokens = np.asarray(allowed(batch_id, np.array(history, np.int64)), np.int64).reshape(-1)
-        if not tokens.size or tokens.min() < 0 or tokens.max() >= scores.shape[1]:
+        answer = allowed(batch_id, np.array(history, np.int64))
+        tokens = np.asarray(sorted(answer) if isinstance(answer, (set, frozenset)) else answer).reshape(-1)
+        if tokens.dtype.kind not in "iu" or not tokens.size or tokens.min() < 0 or tokens.max() >= scores.shape[1]:
             raise InvalidOptionError(
                 f"[generate] prefix_allowed_tokens_fn must return token ids in [0, {scores.shape[1]}), at least one, "
                 f"got {tokens.tolist()[:10]} for prompt {batch_id}; return the end token where nothing else may follow"
@@ -117,7 +118,8 @@ def exponential_decay(scores: Scores, steps: int, factor: float, ends: Sequence[
         columns = list(ends)
         values = scores[:, columns]
         size = np.abs(np.where(np.isfinite(values), values, 0))
-        scores[:, columns] = values + size * np.float32(factor**steps - 1)
+        with np.errstate(over="ignore"):
+            scores[:, columns] = values + size * np.float32(np.power(np.float64(factor), steps) - 1)
     return scores
 
 
@@ -224,7 +226,7 @@ def custom(scores: Scores, histories: Histories, function: Callable[..., Any]) -
             f"[generate] a logits_processor must return scores of shape {scores.shape}, got {result.shape}; "
             "change the array it was given and return it"
         )
-    return np.ascontiguousarray(result, np.float32)
+    return np.require(result, np.float32, ["C", "W"])  # other libraries' arrays may be read-only; sampling writes
 
 
 def _by_probability(row: Scores) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

@@ -17,6 +17,8 @@ from . import checks
 
 DEFAULT_NEW_TOKENS = 20  # transformers' default max_length (20), which it counts without the prompt when nobody set it
 
+MOST_SEQUENCES = 65536  # of one prompt: a mistyped number must not take the machine's memory
+
 # name -> check. The names here are all the options there are.
 _CHECKS: dict[str, checks.Check] = {
     "max_length": checks.integer(1),
@@ -26,12 +28,12 @@ _CHECKS: dict[str, checks.Check] = {
     "max_time": checks.number(0, above=True),
     "stop_strings": checks.strings,
     "do_sample": checks.boolean,
-    "num_beams": checks.integer(1),
+    "num_beams": checks.integer(1, MOST_SEQUENCES),
     "num_beam_groups": checks.integer(1),
     "diversity_penalty": checks.number(0),
     "early_stopping": checks.early_stopping,
-    "length_penalty": checks.number(),
-    "num_return_sequences": checks.integer(1),
+    "length_penalty": checks.number(-30, 30),  # beyond, length ** penalty leaves the range of floats
+    "num_return_sequences": checks.integer(1, MOST_SEQUENCES),
     "temperature": checks.number(0),
     "top_k": checks.integer(0),
     "top_p": checks.number(0, 1),
@@ -94,6 +96,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_LARGEST_K = 2**31 - 1  # no vocabulary is larger, and the search functions take no larger integers
 _BEAMS_ONLY = ("early_stopping", "length_penalty")
 
 
@@ -164,10 +167,13 @@ class GenerationOptions:
         """
         problems: list[str] = []
         unknown: list[str] = []
-        values = _from_file(generation_config or {}, problems)
         given = _from_caller(overrides or {}, problems, unknown)
+        file = {name: value for name, value in (generation_config or {}).items() if name not in given}
+        values = _from_file(file, problems)
         for name, value in given.items():
             values[name] = 0 if value is None and name == "top_k" else value
+        if values.get("top_k") is not None:
+            values["top_k"] = min(values["top_k"], _LARGEST_K)
         defaults = {item.name: item.default for item in fields(cls)}
         values = {name: defaults[name] if value is None else value for name, value in values.items()}
         options = cls(**values, given=frozenset(given))
@@ -244,7 +250,7 @@ def _from_file(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]
     for name, value in config.items():
         if name in _CHECKS and value is not None:
             _take(name, value, values, problems, "generation_config.json: ")
-        elif name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
+        elif name in _UNSUPPORTED and not _is_idle(name, value):
             problems.append(
                 f"generation_config.json: {name}={value!r} changes the text and is not supported; "
                 "remove it from the file"
@@ -264,12 +270,17 @@ def _from_caller(overrides: Mapping[str, Any], problems: list[str], unknown: lis
             else:
                 _take(name, value, values, problems, "", written)
         elif written in _UNSUPPORTED:
-            if value not in _UNSUPPORTED[written]:
+            if not _is_idle(written, value):
                 problems.append(f"{written}={value!r} is an option of transformers that pyllm lacks; leave it out")
         else:
             near = difflib.get_close_matches(written, [*_CHECKS, *ALIASES], n=1, cutoff=0.5)
             unknown.append(f"there is no option {written!r}" + (f", did you mean {near[0]!r}?" if near else ""))
     return values
+
+
+def _is_idle(name: str, value: Any) -> bool:
+    """Whether an unsupported option has a value at which it does nothing. Arrays and objects are never compared."""
+    return isinstance(value, (bool, int, float, type(None))) and value in _UNSUPPORTED[name]
 
 
 def _take(
@@ -278,7 +289,7 @@ def _take(
     try:
         values[name] = _CHECKS[name](value)
     except ValueError as error:
-        problems.append(f"{where}{written or name} must {error}, got {value!r}")
+        problems.append(f"{where}{written or name} must {error}, got {value!r:.200}")
 
 
 def _contradictions(o: GenerationOptions) -> list[str]:
