@@ -15,13 +15,16 @@ namespace {
 
 using Words = uint64_t __attribute__((vector_size(16), may_alias));  // one SSE register; gcc and clang
 
-constexpr size_t kStep = 8 * sizeof(Words);  // bytes a turn of the loop reads
+constexpr size_t kStep = 8 * sizeof(Words);  // bytes a turn of the loop reads: two lines
+constexpr size_t kAhead = 4096;              // bytes the prefetch into L2 runs ahead, as in the matmul kernels
 
 // Eight sums by name: as an array gcc 12 keeps them in memory.
 uint64_t sum(const uint8_t* begin, size_t bytes) {
   const Words* w = reinterpret_cast<const Words*>(begin);
   Words a = {}, b = {}, c = {}, d = {}, e = {}, f = {}, g = {}, h = {};
   for (const Words* end = w + bytes / sizeof(Words); w != end; w += 8) {
+    __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead, 0, 2);  // past the end: harmless
+    __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead + 64, 0, 2);
     a += w[0], b += w[1], c += w[2], d += w[3];
     e += w[4], f += w[5], g += w[6], h += w[7];
   }
