@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from . import _search
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Policy, Request, Track
-from .stopping import Stop, Stopping
+from .policy import Advance, Hypothesis, Policy, Request
+from .stopping import Stopping
+from .track import Stop, Track
 
 OUT = -1.0e9  # transformers' "never": added to what must not win, still above -inf
 
@@ -53,18 +54,54 @@ def grown(live: Sequence[Track], going: Sequence[Continuation]) -> list[Track]:
     heirs = {parent: i for i, parent in enumerate(at)}
     tracks = [live[parent] if heirs[parent] == i else live[parent].fork() for i, parent in enumerate(at)]
     for track, one in zip(tracks, going, strict=True):
-        track.tokens.append(one.token)
+        track.take(one.token)
     return tracks
 
 
 def ended(live: Sequence[Track], one: Continuation) -> Track:
     """A copy of the continued sequence, with its token."""
     track = live[min(one.parent, len(live) - 1)].fork()
-    track.tokens.append(one.token)
+    track.take(one.token)
     return track
 
 
-class BeamPolicy(Policy):
+def coverage(attention: Sequence[NDArray[np.float32]]) -> float:
+    """Sum over the source's positions of log(min(attention they got, 1)): Wu et al. 2016 (arXiv:1609.08144), eq. 14.
+
+    attention: float32 [S], one for each generated token, the end token's included. As in CTranslate2, a position that
+    got none at all (its attention underflowed) is left out instead of making the sum -inf.
+    """
+    got = np.stack(attention).sum(axis=0, dtype=np.float64)
+    return float(np.sum(np.log(np.minimum(got[got > 0], 1.0))))
+
+
+class ScoredPolicy(Policy):
+    """A search whose results carry scores that count their length and, when asked for, their coverage of the source."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._counted_from = self.prompt_length  # position of the first token that length_penalty counts
+
+    def begin(self, track: Track, steps: Sequence[NDArray[np.float32]]) -> None:
+        super().begin(track, steps)
+        self._counted_from = len(track.tokens)
+
+    def _normalised(self, total: float, length: int) -> float:
+        return total / math.pow(max(1, length - self._counted_from), self.options.length_penalty)
+
+    def _final(self, total: float, track: Track) -> float:
+        """Score of a sequence that ends, whose log-probabilities have the sum `total`.
+
+        The coverage term comes in here and nowhere else, as in CTranslate2: it ranks sequences that have ended, while
+        live ones compete by their sums. It is never positive, so it can't end a search too early either.
+        """
+        score = self._normalised(total, len(track.tokens))
+        if self.options.coverage_penalty and track.keep().attention:
+            score += self.options.coverage_penalty * coverage(track.keep().attention)
+        return score
+
+
+class BeamPolicy(ScoredPolicy):
     """num_beams live sequences after the first step."""
 
     def __init__(self, request: Request) -> None:
@@ -79,7 +116,7 @@ class BeamPolicy(Policy):
 
     def results(self) -> list[Hypothesis]:
         best = self._done[: self.options.num_return_sequences]
-        return [self._hypothesis(track, score, stop.reason, stop.string) for score, track, stop in best]
+        return [self._hypothesis(track, score, *stop) for score, track, stop in best]
 
     def _advance(self, logits: NDArray[np.float32]) -> Advance:
         found = self._continuations(logits)
@@ -87,7 +124,7 @@ class BeamPolicy(Policy):
         length = len(self._live[0].tokens) + 1
         stops = self._stops(found, length)
         going, self._running = self._going(found, stops)
-        self._finish(found, stops, length)
+        self._finish(found, stops)
         self._live = grown(self._live, going)
         last = len(logits) - 1
         parents = [min(one.parent, last) for one in going]
@@ -151,11 +188,12 @@ class BeamPolicy(Policy):
         over = self._stopping.for_all(length)
         return [stop or over for stop in stops]
 
-    def _finish(self, found: list[Continuation], stops: list[Stop | None], length: int) -> None:
+    def _finish(self, found: list[Continuation], stops: list[Stop | None]) -> None:
         """Takes the ending ones among the best num_beams into the finished, of which the best num_beams stay."""
         for one, stop in zip(found[: self.options.num_beams], stops, strict=False):
             if stop is not None:
-                self._done.append((self._normalised(one.score, length), ended(self._live, one), stop))
+                track = ended(self._live, one)
+                self._done.append((self._final(one.score, track), track, stop))
         self._done.sort(key=lambda item: -item[0])
         del self._done[self.options.num_beams :]
 
@@ -173,14 +211,11 @@ class BeamPolicy(Policy):
         """Fewer finished than asked for (interrupted, or nothing left to search): the best live ones make up for it."""
         missing = self.options.num_return_sequences - len(self._done)
         for track, score in list(zip(self._live, self._running, strict=False))[: max(0, missing)]:
-            self._done.append((self._normalised(score, len(track.tokens)), track, stop))
+            self._done.append((self._final(score, track), track, stop))
 
     def _stop(self, reason: str) -> None:
         if self._step == 0:
             self._live = [self._live[0].fork() for _ in self._running]
         for track, score in zip(self._live, self._running, strict=True):
-            self._done.append((self._normalised(score, len(track.tokens)), track, Stop(reason)))
+            self._done.append((self._final(score, track), track, Stop(reason)))
         self._done.sort(key=lambda item: -item[0])
-
-    def _normalised(self, score: float, length: int) -> float:
-        return score / math.pow(max(1, length - self.prompt_length), self.options.length_penalty)

@@ -55,10 +55,16 @@ def _plain_filters(request: Request, chosen: Sequence[int]) -> list[Filter]:
         chain.append(lambda s, h: filters.sequence_bias(s, h, o.sequence_bias))
     if o.num_beam_groups > 1:
         chain.append(lambda s, h: filters.diversity(s, chosen, o.diversity_penalty))
+    source = request.prompt_ids if request.source_ids is None else request.source_ids
+    if o.encoder_repetition_penalty != 1:
+        chain.append(lambda s, h: filters.encoder_repetition_penalty(s, source, o.encoder_repetition_penalty))
     if o.repetition_penalty != 1:
         chain.append(lambda s, h: filters.repetition_penalty(s, h, o.repetition_penalty))
     if o.no_repeat_ngram_size > 0:
         chain.append(lambda s, h: filters.no_repeat_ngram(s, h, o.no_repeat_ngram_size))
+    if (size := o.encoder_no_repeat_ngram_size) > 0:
+        ngrams = filters.source_ngrams(source, size, request.vocab_size)
+        chain.append(lambda s, h: filters.encoder_no_repeat_ngram(s, h, ngrams, size))
     if words:
         chain.append(lambda s, h: filters.sequence_bias(s, h, words))
     if ends and least > prompt_length:

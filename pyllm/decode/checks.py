@@ -67,6 +67,22 @@ def ids(value: Any) -> tuple[int, ...]:
         raise ValueError("be a token id or a list of token ids, each >= 0") from None
 
 
+def one_id(value: Any) -> int:
+    """One token id, or a list of one."""
+    try:
+        (clean,) = ids(value)
+    except ValueError:
+        raise ValueError("be one token id, >= 0") from None
+    return clean
+
+
+def logprobs(value: Any) -> int | None:
+    """How many tokens' log-probabilities beside the chosen one's. True asks for that one only, False for nothing."""
+    if isinstance(value, (bool, np.bool_)):
+        return 0 if value else None
+    return int(integer(0)(value))
+
+
 def end_ids(value: Any) -> tuple[int, ...]:
     """As `ids`, repeats dropped; a negative id is some files' way to say "none" and is dropped as well."""
     one = integer()

@@ -8,7 +8,7 @@ differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,39 @@ def repetition_penalty(scores: Scores, histories: Histories, penalty: float) -> 
     return scores
 
 
+def encoder_repetition_penalty(scores: Scores, source: Sequence[int], penalty: float) -> Scores:
+    """Scores of the source's tokens: multiplied by `penalty` where positive, else divided; above 1 they gain
+    (EncoderRepetitionPenaltyLogitsProcessor)."""
+    for row in scores:
+        _search.penalise_(row, source, 1 / penalty)
+    return scores
+
+
 def no_repeat_ngram(scores: Scores, histories: Histories, size: int) -> Scores:
     """Rules out each token that would complete an n-gram of `size` tokens that occurred already."""
     for row, history in zip(scores, histories, strict=True):
         banned = _completions(list(history), size)
         if banned:
+            row[banned] = _NEVER
+    return scores
+
+
+def source_ngrams(source: Sequence[int], size: int, vocab_size: int) -> dict[tuple[int, ...], list[int]]:
+    """What follows each run of size - 1 tokens of the source; tokens that only an encoder knows are left out."""
+    follows: dict[tuple[int, ...], list[int]] = {}
+    for end in range(size - 1, len(source)):
+        if source[end] < vocab_size:
+            follows.setdefault(tuple(source[end + 1 - size : end]), []).append(source[end])
+    return follows
+
+
+def encoder_no_repeat_ngram(
+    scores: Scores, histories: Histories, ngrams: Mapping[tuple[int, ...], list[int]], size: int
+) -> Scores:
+    """Rules out each token that would complete an n-gram of the source, whose `ngrams` are given
+    (EncoderNoRepeatNGramLogitsProcessor)."""
+    for row, history in zip(scores, histories, strict=True):
+        if len(history) >= size - 1 and (banned := ngrams.get(tuple(history[len(history) + 1 - size :]))):
             row[banned] = _NEVER
     return scores
 

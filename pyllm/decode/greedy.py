@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from . import _search
 from .chain import FilterChain
 from .policy import Advance, Hypothesis, Policy, Request
-from .stopping import Stop, Stopping
+from .stopping import Stopping
+from .track import Stop
 
 
 class GreedyPolicy(Policy):
@@ -18,6 +19,7 @@ class GreedyPolicy(Policy):
         super().__init__(request)
         self._chain = FilterChain(request)
         self._stopping = Stopping(request)
+        self._counts = request.options.output_scores or request.options.return_alternatives
         self._result: list[Hypothesis] = []
 
     def results(self) -> list[Hypothesis]:
@@ -32,10 +34,10 @@ class GreedyPolicy(Policy):
         token = _search.argmax(scores[0])
         if token < 0:
             raise self._not_a_number()
-        if self.options.output_scores:
+        if self._counts:
             self._keep_scores([track], scores)
             track.logprob += float(scores[0, token]) - _search.log_sum_exp(scores[0])
-        track.tokens.append(token)
+        track.take(token)
         stop = self._stopping.at_end_token(token)
         if stop is None and self._stopping.reads_text:
             stop = self._stopping.in_text([track.tokens], self._scores_so_far())[0]
@@ -50,6 +52,5 @@ class GreedyPolicy(Policy):
 
     def _end(self, stop: Stop) -> None:
         track = self._live[0]
-        score = track.logprob if self.options.output_scores else None
-        self._result = [self._hypothesis(track, score, stop.reason, stop.string)]
+        self._result = [self._hypothesis(track, track.logprob if self._counts else None, *stop)]
         self.finished = True

@@ -9,16 +9,15 @@ token does.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _search
-from .beam import OUT, Continuation, best_continuations, ended, grown
+from .beam import OUT, Continuation, ScoredPolicy, best_continuations, ended, grown
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Policy, Request, Track
-from .stopping import Stop, Stopping
+from .policy import Advance, Hypothesis, Request
+from .stopping import Stopping
+from .track import Stop, Track
 
 
 class _Group:
@@ -47,7 +46,7 @@ class _Group:
         return full and (early_stopping is True or min(score for score, _, _ in self.hypotheses) >= hoped)
 
 
-class GroupBeamPolicy(Policy):
+class GroupBeamPolicy(ScoredPolicy):
     """Live sequences are those of the groups that have not ended, group by group."""
 
     def __init__(self, request: Request) -> None:
@@ -68,7 +67,7 @@ class GroupBeamPolicy(Policy):
         every = [item for group in self._groups for item in group.hypotheses]
         every.sort(key=lambda item: item[0])
         best = every[::-1][: self.options.num_return_sequences]
-        return [self._hypothesis(track, score, stop.reason, stop.string) for score, track, stop in best]
+        return [self._hypothesis(track, score, *stop) for score, track, stop in best]
 
     def _advance(self, logits: NDArray[np.float32]) -> Advance:
         if not _search.log_softmax_(logits):
@@ -112,7 +111,8 @@ class GroupBeamPolicy(Policy):
             if stop is None:
                 going.append(one)
             elif rank < group.size:  # transformers: a worse one that ends is dropped
-                group.add(self._normalised(one.score, length), ended(before, one), stop)
+                track = ended(before, one)
+                group.add(self._final(one.score, track), track, stop)
             if len(going) == group.size:
                 break
         o = self.options
@@ -138,7 +138,7 @@ class GroupBeamPolicy(Policy):
         for group in self._groups:
             if not group.ended:
                 for track, score in zip(group.live, group.running, strict=False):
-                    group.add(self._normalised(score, len(track.tokens)), track, stop)
+                    group.add(self._final(score, track), track, stop)
                 group.ended = True
 
     def _stop(self, reason: str) -> None:
@@ -146,6 +146,3 @@ class GroupBeamPolicy(Policy):
             if len(group.live) < len(group.running):
                 group.live = [group.live[0].fork() for _ in group.running]
         self._finish_live(Stop(reason))
-
-    def _normalised(self, score: float, length: int) -> float:
-        return score / math.pow(max(1, length - self.prompt_length), self.options.length_penalty)

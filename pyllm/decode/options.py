@@ -6,98 +6,20 @@ for; everything wrong is reported at once. What the options do is in filters.py,
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import ContextLengthError, InvalidOptionError, UnknownOptionError
-from . import checks
+from .option_names import ALIASES as ALIASES  # other rooms look spellings up here
+from .option_names import from_caller, from_file
 
 DEFAULT_NEW_TOKENS = 20  # transformers' default max_length (20), which it counts without the prompt when nobody set it
 
-MOST_SEQUENCES = 65536  # of one prompt: a mistyped number must not take the machine's memory
-
-# name -> check. The names here are all the options there are.
-_CHECKS: dict[str, checks.Check] = {
-    "max_length": checks.integer(1),
-    "max_new_tokens": checks.integer(1),
-    "min_length": checks.integer(0),
-    "min_new_tokens": checks.integer(0),
-    "max_time": checks.number(0, above=True),
-    "stop_strings": checks.strings,
-    "do_sample": checks.boolean,
-    "num_beams": checks.integer(1, MOST_SEQUENCES),
-    "num_beam_groups": checks.integer(1),
-    "diversity_penalty": checks.number(0),
-    "early_stopping": checks.early_stopping,
-    "length_penalty": checks.number(-30, 30),  # beyond, length ** penalty leaves the range of floats
-    "num_return_sequences": checks.integer(1, MOST_SEQUENCES),
-    "temperature": checks.number(0),
-    "top_k": checks.integer(0),
-    "top_p": checks.number(0, 1),
-    "min_p": checks.number(0, 1),
-    "top_h": checks.number(0, 1),
-    "typical_p": checks.number(0, 1),
-    "epsilon_cutoff": checks.number(0, 1),
-    "eta_cutoff": checks.number(0, 1),
-    "repetition_penalty": checks.number(0, above=True),
-    "no_repeat_ngram_size": checks.integer(0),
-    "bad_words_ids": checks.id_lists,
-    "suppress_tokens": checks.ids,
-    "begin_suppress_tokens": checks.ids,
-    "forced_bos_token_id": checks.integer(0),
-    "forced_eos_token_id": checks.ids,
-    "sequence_bias": checks.sequence_bias,
-    "exponential_decay_length_penalty": checks.decay,
-    "remove_invalid_values": checks.boolean,
-    "renormalize_logits": checks.boolean,
-    "eos_token_id": checks.end_ids,
-    "pad_token_id": checks.integer(),
-    "bos_token_id": checks.integer(),
-    "seed": checks.integer(),
-    "logits_processor": checks.functions,
-    "stopping_criteria": checks.functions,
-    "prefix_allowed_tokens_fn": checks.function,
-    "streamer": checks.streamer,
-    "output_scores": checks.boolean,
-    "output_logits": checks.boolean,
-    "return_dict_in_generate": checks.boolean,
-    "use_cache": checks.boolean,
-}
-
-# Spellings of other packages that mean exactly one of ours.
-ALIASES = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "min_tokens": "min_new_tokens",
-    "stop": "stop_strings",
-    "n": "num_return_sequences",
-    "repeat_penalty": "repetition_penalty",
-    "logit_bias": "sequence_bias",
-}
-
-# transformers' options that pyllm lacks and that change the text, with the values at which they do nothing.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "guidance_scale": (None, 1),
-    "encoder_repetition_penalty": (None, 1),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "penalty_alpha": (None, 0),
-    "dola_layers": (None,),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "watermarking_config": (None,),
-    "token_healing": (None, False),
-    "assistant_model": (None,),
-    "prompt_lookup_num_tokens": (None,),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
-}
-
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _LARGEST_K = 2**31 - 1  # no vocabulary is larger, and the search functions take no larger integers
-_BEAMS_ONLY = ("early_stopping", "length_penalty")
+_BEAMS_ONLY = ("early_stopping", "length_penalty", "coverage_penalty")
 
 
 @dataclass(frozen=True)
@@ -107,6 +29,16 @@ class GenerationOptions:
     Lengths count tokens. `max_length` includes the prompt and `max_new_tokens`, which wins, does not; with neither, 20
     new tokens are generated at most (transformers' default), or what the model's context has room for. Token lists are
     tuples here; empty means none. `given` names what the caller set, as opposed to generation_config.json.
+
+    Beyond transformers' (which has the options of `return_alternatives` and `coverage_penalty` nowhere):
+
+    logprobs              k: for each new token its log-probability as the network gave it, before any filter, and those
+                          of the k most likely tokens; 0: the new token's alone; None: nothing
+    coverage_penalty      beams: b * sum over the source's positions of log(min(attention it got, 1)) is added to the
+                          score of a sequence that ends (Wu et al. 2016, eq. 14; see beam.coverage); b >= 0
+    return_alternatives   num_return_sequences different next tokens, each completed by itself (alternatives.py), but
+                          for those less likely than min_alternative_expansion_prob
+    output_cross_attentions   the attention to the source that each new token was chosen with
     """
 
     max_length: int | None = None
@@ -121,7 +53,10 @@ class GenerationOptions:
     diversity_penalty: float = 0.0
     early_stopping: bool | str = False
     length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
     num_return_sequences: int = 1
+    return_alternatives: bool = False
+    min_alternative_expansion_prob: float = 0.0
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
@@ -132,6 +67,8 @@ class GenerationOptions:
     eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
@@ -144,6 +81,7 @@ class GenerationOptions:
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
     bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
     seed: int | None = None
     logits_processor: tuple[Callable[..., Any], ...] = ()
     stopping_criteria: tuple[Callable[..., Any], ...] = ()
@@ -151,6 +89,8 @@ class GenerationOptions:
     streamer: Any = None
     output_scores: bool = False
     output_logits: bool = False
+    logprobs: int | None = None
+    output_cross_attentions: bool = False
     return_dict_in_generate: bool = False
     use_cache: bool = True  # accepted for transformers' sake: the text is the same either way
     given: frozenset[str] = field(default=frozenset(), compare=False)
@@ -167,9 +107,9 @@ class GenerationOptions:
         """
         problems: list[str] = []
         unknown: list[str] = []
-        given = _from_caller(overrides or {}, problems, unknown)
+        given = from_caller(overrides or {}, problems, unknown)
         file = {name: value for name, value in (generation_config or {}).items() if name not in given}
-        values = _from_file(file, problems)
+        values = from_file(file, problems)
         for name, value in given.items():
             values[name] = 0 if value is None and name == "top_k" else value
         if values.get("top_k") is not None:
@@ -235,6 +175,11 @@ class GenerationOptions:
             "forced_eos_token_id": self.forced_eos_token_id,
         }
         used |= {name: getattr(self, name) for name in ("eos_token_id", "suppress_tokens") if name in self.given}
+        if self.logprobs is not None and self.logprobs > vocab_size:
+            raise InvalidOptionError(
+                f"[generate] logprobs must be at most the vocabulary's size, got {self.logprobs} for {vocab_size} "
+                "tokens; ask for fewer"
+            )
         bad = {name: sorted({token for token in tokens if token >= vocab_size}) for name, tokens in used.items()}
         problems = [f"{name} has {tokens}" for name, tokens in bad.items() if tokens]
         if problems:
@@ -244,64 +189,23 @@ class GenerationOptions:
             )
 
 
-def _from_file(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Options of generation_config.json: null is unset, names without effect on the text are passed over."""
-    values: dict[str, Any] = {}
-    for name, value in config.items():
-        if name in _CHECKS and value is not None:
-            _take(name, value, values, problems, "generation_config.json: ")
-        elif name in _UNSUPPORTED and not _is_idle(name, value):
-            problems.append(
-                f"generation_config.json: {name}={value!r} changes the text and is not supported; "
-                "remove it from the file"
-            )
-    return values
-
-
-def _from_caller(overrides: Mapping[str, Any], problems: list[str], unknown: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for written, value in overrides.items():
-        name = ALIASES.get(written, written)
-        if name != written and name in overrides:
-            problems.append(f"{written} and {name} are the same option; give one")
-        elif name in _CHECKS:
-            if value is None:
-                values[name] = None
-            else:
-                _take(name, value, values, problems, "", written)
-        elif written in _UNSUPPORTED:
-            if not _is_idle(written, value):
-                problems.append(f"{written}={value!r} is an option of transformers that pyllm lacks; leave it out")
-        else:
-            near = difflib.get_close_matches(written, [*_CHECKS, *ALIASES], n=1, cutoff=0.5)
-            unknown.append(f"there is no option {written!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-    return values
-
-
-def _is_idle(name: str, value: Any) -> bool:
-    """Whether an unsupported option has a value at which it does nothing. Arrays and objects are never compared."""
-    return isinstance(value, (bool, int, float, type(None))) and value in _UNSUPPORTED[name]
-
-
-def _take(
-    name: str, value: Any, values: dict[str, Any], problems: list[str], where: str, written: str | None = None
-) -> None:
-    try:
-        values[name] = _CHECKS[name](value)
-    except ValueError as error:
-        problems.append(f"{where}{written or name} must {error}, got {value!r:.200}")
-
-
 def _contradictions(o: GenerationOptions) -> list[str]:
     """Rules over several options, transformers' own unless said."""
     suppressed = set(o.suppress_tokens)
     forced_bos = () if o.forced_bos_token_id is None else (o.forced_bos_token_id,)
     broken = {
         f"num_return_sequences={o.num_return_sequences} needs do_sample=True or num_beams > 1 (one best text exists)": (
-            o.num_return_sequences > 1 and o.num_beams == 1 and not o.do_sample
+            o.num_return_sequences > 1 and o.num_beams == 1 and not o.do_sample and not o.return_alternatives
         ),
         f"num_return_sequences={o.num_return_sequences} must be at most num_beams={o.num_beams}": (
-            o.num_beams > 1 and o.num_return_sequences > o.num_beams
+            o.num_beams > 1 and o.num_return_sequences > o.num_beams and not o.return_alternatives
+        ),
+        "return_alternatives excludes do_sample=True (each is completed by greedy or beam search)": (
+            o.return_alternatives and o.do_sample
+        ),
+        "return_alternatives excludes num_beam_groups > 1": o.return_alternatives and o.num_beam_groups > 1,
+        "min_alternative_expansion_prob needs return_alternatives=True": (
+            o.min_alternative_expansion_prob > 0 and not o.return_alternatives
         ),
         f"num_beams={o.num_beams} must be a multiple of num_beam_groups={o.num_beam_groups}": (
             o.num_beams % o.num_beam_groups != 0
@@ -334,7 +238,8 @@ def _warn_unused(o: GenerationOptions) -> None:
     """Options the caller set that cannot have an effect: said aloud, as transformers does, and not an error."""
     defaults = {item.name: item.default for item in fields(o)}
     idle = [] if o.do_sample else [name for name in _SAMPLING_ONLY if name in o.given]
-    idle += [] if o.num_beams > 1 else [name for name in _BEAMS_ONLY if name in o.given]
+    beams_only = set(_BEAMS_ONLY) - ({"length_penalty"} if o.return_alternatives else set())
+    idle += [] if o.num_beams > 1 else [name for name in _BEAMS_ONLY if name in o.given & beams_only]
     idle = [name for name in idle if getattr(o, name) != defaults[name] and (name, o.top_k) != ("top_k", 0)]
     if idle:
         cure = "do_sample=True" if idle[0] in _SAMPLING_ONLY else "num_beams > 1"

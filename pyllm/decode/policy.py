@@ -1,7 +1,8 @@
 """The interface between the engine's loop and a search: rows of logits in, forks and ends out.
 
 One policy serves one prompt (one sequence group). Greedy, sampling, beam and group beam search live in their
-own files; this one holds what they share and `make_policy`. Nothing here knows of models, caches or text.
+own files; this one holds what they share and `make_policy`. Nothing here knows of models, caches or text: for an
+encoder-decoder the "prompt" is what its decoder starts with, and lengths count the decoder's tokens.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidOptionError, NumericError, PromptError
 from .options import GenerationOptions
+from .track import Distribution, Kept, Stop, Track, hypothesis, keeps_anything
+from .track import Hypothesis as Hypothesis  # the other half of the interface
 
 Decode = Callable[[list[int]], str]
 
@@ -33,34 +36,12 @@ class Advance:
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """One returned sequence.
-
-    token_ids      the new tokens only, the end token included when one was generated (as Hugging Face returns them)
-    score          beam policies: sum of log-probabilities / generated length ** length_penalty, Hugging Face's
-                   `sequences_scores`; greedy and sampling: sum of the chosen tokens' log-probabilities under the
-                   filtered scores when `output_scores` was asked for, else None
-    finish_reason  "stop" (end token), "length", "stop_string", "time", "criteria" (a stopping_criteria callable),
-                   or the reason given to `Policy.stop`
-    stop_string    the string that was met, when finish_reason is "stop_string"
-    scores         float32 [steps, V], the filtered scores along this sequence when `output_scores`, else None;
-                   beams: filtered log-probabilities without the sequence's own sum, as in Hugging Face
-    logits         float32 [steps, V], the untouched logits along this sequence when `output_logits`, else None
-    """
-
-    token_ids: list[int]
-    score: float | None
-    finish_reason: str
-    stop_string: str | None = None
-    scores: NDArray[np.float32] | None = None
-    logits: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
 class Request:
     """What a policy is made for, with every length resolved.
 
-    prompt_ids   the prompt's tokens; options, the validated options
+    prompt_ids   the prompt's tokens (encoder-decoders: the decoder's start and forced prefix)
+    options      the validated options
+    source_ids   the encoder's input; None without an encoder, where the prompt takes its place, as in transformers
     vocab_size   V
     max_length   most tokens a sequence may have, prompt included
     seed         64-bit key of the random numbers; seed_index tells requests with one seed apart (see `make_policy`)
@@ -78,21 +59,7 @@ class Request:
     batch_id: int = 0
     decode: Decode | None = None
     started: float = 0.0
-
-
-@dataclass
-class Track:
-    """One live sequence: its tokens (prompt included) and, when they are to be returned, the sum of its tokens'
-    log-probabilities (greedy and sampling) and the rows of scores and logits its tokens were chosen from."""
-
-    tokens: list[int]
-    logprob: float = 0.0
-    scores: list[NDArray[np.float32]] = field(default_factory=list)
-    logits: list[NDArray[np.float32]] = field(default_factory=list)
-
-    def fork(self) -> Track:
-        """A copy that can grow by itself."""
-        return Track(list(self.tokens), self.logprob, list(self.scores), list(self.logits))
+    source_ids: list[int] | None = None
 
 
 class Policy(ABC):
@@ -103,7 +70,8 @@ class Policy(ABC):
         step = policy.advance(logits)      # float32 [num_live, V]; the first call: the prompt's last row
         fork and drop caches by step.parents, feed step.tokens
 
-    and reads `results()`. `prompt_ids`, `options`, `max_length` and `seed` are for reading.
+    and reads `results()`. `prompt_ids`, `options`, `max_length` and `seed` are for reading. When `needs_attention`, it
+    calls `note_attention` before each `advance`.
     """
 
     def __init__(self, request: Request) -> None:
@@ -114,7 +82,10 @@ class Policy(ABC):
         self.max_length = request.max_length
         self.seed = request.seed
         self.finished = False
-        self._live = [Track(list(request.prompt_ids))]
+        o = request.options
+        self.needs_attention = o.output_cross_attentions or (o.coverage_penalty != 0 and o.num_beams > 1)
+        self._keeps = keeps_anything(o, self.needs_attention)
+        self._live = [Track(list(request.prompt_ids), kept=Kept() if self._keeps else None)]
         self._steps: list[NDArray[np.float32]] = []  # filtered scores of each step, for stopping criteria
 
     @property
@@ -140,10 +111,25 @@ class Policy(ABC):
                 f"[policy] logits must be float32 {expected} with contiguous rows, got {logits.dtype} {logits.shape}, "
                 f"strides {logits.strides}; pass one row per live sequence"
             )
-        if self.options.output_logits:
-            for track, row in zip(self._live, logits.copy(), strict=True):
-                track.logits.append(row)
+        if self._keeps:
+            self._keep_before(logits)
         return self._advance(logits)
+
+    def begin(self, track: Track, steps: Sequence[NDArray[np.float32]]) -> None:
+        """Goes on from a sequence that has new tokens already, instead of from the prompt. steps: filtered scores of
+        the steps so far, when they are kept. Only before the first `advance` of a greedy or beam search."""
+        self._live = [track]
+        self._steps = list(steps)
+
+    def note_attention(self, rows: NDArray[np.float32]) -> None:
+        """Takes the attention that the next `advance` is to be seen with: float32 [num_live, S], row i for live
+        sequence i, over the source's S positions (copied). Does nothing for a policy that doesn't need it."""
+        if not self.needs_attention:
+            return
+        if rows.ndim != 2 or len(rows) != len(self._live):
+            raise ValueError(f"[policy] attention must be float32 [{len(self._live)}, S], got shape {rows.shape}")
+        for track, row in zip(self._live, rows.astype(np.float32), strict=True):
+            track.keep().attention.append(row)
 
     def stop(self, reason: str) -> None:
         """Ends the group now (interrupt, disconnect, deadline); results() then holds what there is, with this
@@ -169,29 +155,36 @@ class Policy(ABC):
     def _stop(self, reason: str) -> None:
         """Turns what is still running into results."""
 
+    def _keep_before(self, logits: NDArray[np.float32]) -> None:
+        """Notes what results need of the untouched logits [n, V]."""
+        if self.options.output_logits:
+            for track, row in zip(self._live, logits.copy(), strict=True):
+                track.keep().logits.append(row)
+        if (k := self.options.logprobs) is not None:
+            for track, row in zip(self._live, logits, strict=True):
+                track.keep().drawn_from = Distribution(row, k)
+        first = self._live[0]
+        if self.needs_attention and len(first.keep().attention) <= len(first.tokens) - self.prompt_length:
+            raise InvalidOptionError(
+                "[generate] coverage_penalty and output_cross_attentions need attention to a source, got a model "
+                "without cross-attention; leave them out"
+            )
+
     def _keep_scores(self, tracks: Sequence[Track], scores: NDArray[np.float32]) -> None:
         """Notes the filtered scores [n, V] for the tracks they belong to, when they are to be returned."""
         if self.options.output_scores:
             kept = scores.copy()
             self._steps.append(kept)
             for track, row in zip(tracks, kept, strict=True):
-                track.scores.append(row)
+                track.keep().scores.append(row)
 
     def _scores_so_far(self) -> tuple[NDArray[np.float32], ...] | None:
         return tuple(self._steps) if self.options.output_scores else None
 
     def _hypothesis(self, track: Track, score: float | None, reason: str, stop_string: str | None) -> Hypothesis:
-        return Hypothesis(
-            token_ids=track.tokens[self.prompt_length :],
-            score=score,
-            finish_reason=reason,
-            stop_string=stop_string,
-            scores=self._stacked(track.scores) if self.options.output_scores else None,
-            logits=self._stacked(track.logits) if self.options.output_logits else None,
-        )
-
-    def _stacked(self, rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.stack(rows) if rows else np.zeros((0, self.request.vocab_size), np.float32)
+        source = self.request.source_ids
+        width = self.request.vocab_size, 0 if source is None else len(source)
+        return hypothesis(track, self.prompt_length, self.options, width, score, Stop(reason, stop_string))
 
     def _not_a_number(self) -> NumericError:
         return NumericError(
@@ -210,10 +203,12 @@ def make_policy(
     max_positions: int | None = None,
     decode: Decode | None = None,
     seed: int | None = None,
+    source_ids: Sequence[int] | None = None,
 ) -> Policy:
-    """The policy that `options` ask for: greedy, sampling, beam search (also sampled) or group beam search.
+    """The policy that `options` ask for: greedy, sampling, beams (also sampled), groups of beams or alternatives.
 
-    prompt_ids     tokens of one prompt, at least one, all in [0, vocab_size)
+    prompt_ids     tokens of one prompt, at least one, all in [0, vocab_size); for an encoder-decoder what its decoder
+                   starts with: decoder_start_token_id, then a forced prefix if there is one
     seed_index     the random numbers depend on (seed, seed_index, sequence index, step) only. Give 0 for every prompt
                    and a prompt's sample does not change with its place in the batch (two equal prompts then get
                    equal samples); give the prompt's index to make equal prompts differ
@@ -221,9 +216,11 @@ def make_policy(
     max_positions  the model's context; caps the default length and bounds an asked one
     decode         ids to text with special tokens KEPT; required when stop_strings are set
     seed           overrides options.seed; with neither, a fresh one is drawn and kept in `policy.seed`
+    source_ids     the encoder's input of an encoder-decoder, which the encoder_* options speak of
 
     Raises PromptError, ContextLengthError, InvalidOptionError (ids outside the vocabulary, all at once).
     """
+    from .alternatives import AlternativesPolicy
     from .beam import BeamPolicy
     from .greedy import GreedyPolicy
     from .group_beam import GroupBeamPolicy
@@ -245,9 +242,12 @@ def make_policy(
         batch_id=batch_id,
         decode=decode,
         started=time.monotonic(),
+        source_ids=None if source_ids is None else [int(token) for token in source_ids],
     )
     kind: type[Policy]
-    if options.num_beams > 1:
+    if options.return_alternatives:
+        kind = AlternativesPolicy
+    elif options.num_beams > 1:
         kind = GroupBeamPolicy if options.num_beam_groups > 1 else BeamPolicy
     else:
         kind = SamplePolicy if options.do_sample else GreedyPolicy

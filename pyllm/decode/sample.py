@@ -14,7 +14,8 @@ from ..errors import NumericError
 from . import _search, filters
 from .chain import FilterChain
 from .policy import Advance, Hypothesis, Policy, Request
-from .stopping import Stop, Stopping
+from .stopping import Stopping
+from .track import Stop
 
 
 class SamplePolicy(Policy):
@@ -40,13 +41,12 @@ class SamplePolicy(Policy):
         parents = list(range(len(self._live)))
         if self._step == 0 and len(self._tracks) > 1:
             logits = np.repeat(logits, len(self._tracks), axis=0)
-            for track in self._tracks[1:]:
-                track.logits = list(self._tracks[0].logits)
+            self._tracks[1:] = [self._tracks[0].fork() for _ in self._tracks[1:]]  # with what was kept of the row
             self._live, self._index = list(self._tracks), list(range(len(self._tracks)))
             parents = [0] * len(self._tracks)
         tokens = self._draw(logits)
         for track, token in zip(self._live, tokens, strict=True):
-            track.tokens.append(token)
+            track.take(token)
         self._step += 1
         stops = self._stops(tokens)
         going = [i for i, stop in enumerate(stops) if stop is None]
@@ -104,4 +104,4 @@ class SamplePolicy(Policy):
     def _end(self, i: int, stop: Stop) -> None:
         track = self._live[i]
         score = track.logprob if self.options.output_scores else None
-        self._results[self._index[i]] = self._hypothesis(track, score, stop.reason, stop.string)
+        self._results[self._index[i]] = self._hypothesis(track, score, *stop)

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidOptionError
 from .policy import Decode, Request
-
-
-class Stop(NamedTuple):
-    """Why a sequence ends: a Hypothesis' finish_reason and the stop string that was met, if one was."""
-
-    reason: str
-    string: str | None = None
-
+from .track import Stop
 
 _END, _LENGTH, _TIME, _CRITERIA = Stop("stop"), Stop("length"), Stop("time"), Stop("criteria")
 

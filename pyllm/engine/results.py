@@ -16,12 +16,20 @@ class GeneratedSequence:
     """One continuation of a prompt.
 
     token_ids      the new tokens only, the end token included when one was generated
-    score          beams: log-probability per token under the length penalty (transformers' `sequences_scores`); greedy
-                   and sampling: log-probability of the new tokens when `output_scores` was asked for, else None
+    score          beams: log-probability per token under the length penalty (transformers' `sequences_scores`), plus
+                   the coverage term where coverage_penalty asks for it; greedy and sampling: log-probability of the
+                   new tokens when `output_scores` was asked for, else None; alternatives: log-probability of the first
+                   token plus the score of what follows it
     finish_reason  "stop" (end token), "length", "stop_string", "time" or "criteria" (a stopping_criteria callable)
     stop_string    the string that was met when finish_reason is "stop_string"; the text includes it
     logits         float32 [steps, V], row t as the network gave it where token t was chosen; with output_logits=True
     scores         float32 [steps, V], the same after all filters (beams: log-probabilities); with output_scores=True
+    logprobs       float32 [steps], log-probability of each token as the network gave it, before any filter; with
+                   logprobs=k
+    top_logprobs   (ids int32 [steps, k], log-probabilities float32 [steps, k]) of the k most likely tokens at each step,
+                   best first; with logprobs=k, k > 0
+    attention      float32 [steps, S], row t how much each of the source's S tokens was attended to when token t was
+                   chosen (last decoder layer, mean over heads); with output_cross_attentions=True
     """
 
     token_ids: list[int]
@@ -30,6 +38,9 @@ class GeneratedSequence:
     stop_string: str | None = None
     logits: NDArray[np.float32] | None = field(default=None, compare=False)
     scores: NDArray[np.float32] | None = field(default=None, compare=False)
+    logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
+    top_logprobs: tuple[NDArray[np.int32], NDArray[np.float32]] | None = field(default=None, compare=False)
+    attention: NDArray[np.float32] | None = field(default=None, compare=False)
     _text: str | TokenizerError = field(default="", compare=False, kw_only=True)
 
     @property
@@ -54,6 +65,9 @@ class GeneratedSequence:
             stop_string=hypothesis.stop_string,
             logits=hypothesis.logits,
             scores=hypothesis.scores,
+            logprobs=hypothesis.logprobs,
+            top_logprobs=hypothesis.top_logprobs,
+            attention=hypothesis.attention,
             _text=text,
         )
 
@@ -110,3 +124,18 @@ class Generation:
     def scores(self) -> NDArray[np.float32] | None:
         """float32 [steps, V] along the best sequence, with output_scores=True."""
         return self.sequences[0].scores
+
+    @property
+    def logprobs(self) -> NDArray[np.float32] | None:
+        """float32 [steps] along the best sequence, with logprobs=k (see GeneratedSequence)."""
+        return self.sequences[0].logprobs
+
+    @property
+    def top_logprobs(self) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        """Ids and log-probabilities [steps, k] along the best sequence, with logprobs=k (see GeneratedSequence)."""
+        return self.sequences[0].top_logprobs
+
+    @property
+    def attention(self) -> NDArray[np.float32] | None:
+        """float32 [steps, S] along the best sequence, with output_cross_attentions=True (see GeneratedSequence)."""
+        return self.sequences[0].attention
