@@ -94,8 +94,12 @@ def test_a_program_ends_in_logits_and_wastes_nothing() -> None:
     with pytest.raises(ProgramError, match=r"'w' has 5 elements, 'embed' \[T, 6\] was given"):
         r.rms_norm("norm", x, vector("w", 5), 1e-5)
     spare = r.rotary("spare", [1.0])
-    with pytest.raises(ProgramError, match=r"must be \[R, 10\], 'spare' \[T, 2\] was given"):
+    with pytest.raises(ProgramError, match=r"must be \[R, n\], 'spare' \[T, 2\] was given"):
         r.finish(spare)
+    early = r.select("early", x)
+    r.linear("late", early, matrix("late", 6, 6))
+    with pytest.raises(ProgramError, match="must be what the last operation writes, 'early' is not"):
+        r.finish(early)
     r = recorder()
     x = r.embed("embed", table("wte", 10, 6))
     r.rotary("spare", [1.0])

@@ -15,7 +15,7 @@ from pyllm.errors import OutOfMemoryError
 from pyllm.models import bind, build_program
 from pyllm.program import reference
 from pyllm.program.batch import BLOCK_TOKENS
-from pyllm.program.interpreter import Interpreter
+from pyllm.program.interpreter import Interpreter, KeyValues
 
 RANDOM = np.random.default_rng(3)
 
@@ -110,7 +110,7 @@ def test_blocks_are_counted_and_copied() -> None:
 
 
 def test_the_cache_refuses_more_than_its_blocks() -> None:
-    cache = ReferenceCache(build_program(toy_config("gpt2")), max_blocks=2)
+    cache = ReferenceCache(KeyValues.of(build_program(toy_config("gpt2"))), max_blocks=2)
     blocks = [cache.allocate(), cache.allocate()]
     with pytest.raises(OutOfMemoryError, match="2 blocks may be in use"):
         cache.copy(blocks[0])

@@ -25,6 +25,7 @@ from ..program.program import (
     Rotary,
     Select,
     Source,
+    StoreCross,
 )
 
 
@@ -129,7 +130,7 @@ class _Lowering:
         self.vectors = {vector: self.program.add_vector(vector.shape[0]) for vector in program.vectors()}
         for op in program.ops:
             self._op(op)
-        self.program.set_logits(self._buffer(program.logits))
+        self.program.set_logits(self._buffer(program.output))
 
     def _matrix(self, matrix: Matrix, packed: bool) -> int:
         """Tables that are only looked up stay plain rows; a table that is also a head exists in packed form only."""
@@ -146,6 +147,8 @@ class _Lowering:
         return self._buffers[buffer.name]
 
     def _op(self, op: Op) -> None:
+        if isinstance(op, StoreCross):
+            return
         out = self._buffer(op.out)
         if isinstance(op, Embed):
             positions = -1 if op.positions is None else self.matrices[op.positions]

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutOfMemoryError
-from ..program.batch import Batch, KvCache
+from ..program.batch import Batch, Capture, KvCache
 from ..program.interpreter import Interpreter, KeyValues, Tensors
-from ..program.program import Program
+from ..program.program import Network, Program, as_network
 
 
 class ReferenceCache:
     """Paged keys and values with reference-counted blocks. `max_blocks`: how many may be in use at once."""
 
-    def __init__(self, program: Program, max_blocks: int = 1 << 20) -> None:
-        self.key_values = KeyValues(program)
+    def __init__(self, key_values: KeyValues, max_blocks: int = 1 << 20) -> None:
+        self.key_values = key_values
         self._max_blocks = max_blocks
         self._references: list[int] = []
         self._free: list[int] = []
@@ -61,31 +61,57 @@ class ReferenceCache:
 
 
 class ReferenceRunner:
-    """A program over bound tensors, computed in float64, or with the roundings of bfloat16 models.
+    """A network over bound tensors, computed in float64, or with the roundings of bfloat16 models.
 
     dtype: "float64" (also what a float32 model should give) or "bfloat16".
     """
 
     def __init__(
-        self, program: Program, tensors: Tensors, *, dtype: Literal["float64", "bfloat16"] = "float64"
+        self, network: Network | Program, tensors: Tensors, *, dtype: Literal["float64", "bfloat16"] = "float64"
     ) -> None:
-        self.program = program
-        self._interpreter = Interpreter(program, tensors, bfloat16=dtype == "bfloat16")
+        self.network = as_network(network)
+        self._interpreters = {
+            name: Interpreter(program, tensors, bfloat16=dtype == "bfloat16")
+            for name, program in self.network.programs.items()
+        }
 
     @property
     def vocab_size(self) -> int:
-        return self.program.vocab_size
+        return self.network.main.vocab_size
 
     @property
     def max_positions(self) -> int:
-        return self.program.max_positions
+        return self.network.main.max_positions
 
-    def new_cache(self) -> ReferenceCache:
-        """An empty cache."""
-        return ReferenceCache(self.program)
+    def new_cache(self, program: str = "step") -> ReferenceCache:
+        """An empty cache for one program's own keys and values."""
+        return ReferenceCache(KeyValues.of(self.network.programs[program]))
 
-    def run(self, batch: Batch, cache: KvCache) -> NDArray[np.float32]:
-        """One step; logits float32 [R, V], a fresh array."""
-        if not isinstance(cache, ReferenceCache):
-            raise TypeError(f"[reference] caches must come from new_cache(), got {type(cache).__name__}")
-        return self._interpreter.run(batch, cache.key_values)[self.program.logits.name].astype(np.float32)
+    def new_cross_cache(self) -> ReferenceCache:
+        """An empty cache for the keys and values of sources."""
+        return ReferenceCache(KeyValues.cross(self.network.main))
+
+    def run(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        *,
+        program: str = "step",
+        cross: KvCache | None = None,
+        capture: Capture | None = None,
+    ) -> NDArray[np.float32]:
+        """One step; output float32 [R, n], a fresh array."""
+        for given in (cache, cross):
+            if given is not None and not isinstance(given, ReferenceCache):
+                raise TypeError(f"[reference] caches must come from new_cache(), got {type(given).__name__}")
+        assert isinstance(cache, ReferenceCache)
+        sources = cross.key_values if isinstance(cross, ReferenceCache) else None
+        interpreter = self._interpreters[program]
+        weights: dict[str, list[NDArray[np.float64]]] | None = {} if capture and capture.attentions else None
+        trace = interpreter.run(batch, cache.key_values, sources, weights)
+        if capture is not None:
+            capture.values = {name: trace[name].astype(np.float32) for name in capture.buffers}
+            capture.weights = {
+                name: [rows.astype(np.float32) for rows in (weights or {})[name]] for name in capture.attentions
+            }
+        return trace[interpreter.program.output.name].astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InvalidConfigError, UnsupportedModelError
-from ..program.program import Program
+from ..program.program import Network, Program, as_network
 from .binding import BoundCheckpoint, bind_tensors
 
 # model_type -> the module that describes it. A module has Config, canonical(name) and build(config), in this order.
@@ -21,11 +21,16 @@ REGISTRY: dict[str, str] = {
     "qwen2": "pyllm.models.llama",
 }
 
-__all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_program"]
+__all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_network", "build_program"]
 
 
 def build_program(config: Mapping[str, Any]) -> Program:
-    """The program of a config.json. Raises UnsupportedModelError or InvalidConfigError."""
+    """The main program of a config.json: a decoder's only one. Raises as build_network."""
+    return build_network(config).main
+
+
+def build_network(config: Mapping[str, Any]) -> Network:
+    """The network of a config.json. Raises UnsupportedModelError or InvalidConfigError."""
     model_type = config.get("model_type")
     supported = f"supported are {', '.join(REGISTRY)}"
     if not isinstance(model_type, str):
@@ -35,13 +40,12 @@ def build_program(config: Mapping[str, Any]) -> Program:
         near = difflib.get_close_matches(model_type.lower(), REGISTRY, n=1, cutoff=0.5)
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise UnsupportedModelError(f"[config.json] there is no model_type {model_type!r} here, {supported}{hint}")
-    program: Program = _module(model_type).build(config)
-    return program
+    return as_network(_module(model_type).build(config))
 
 
-def bind(program: Program, checkpoint: Checkpoint) -> BoundCheckpoint:
-    """The program's tensors in a checkpoint. Raises CheckpointError listing all that do not fit."""
-    return bind_tensors(program, checkpoint, _module(program.family).canonical)
+def bind(network: Network | Program, checkpoint: Checkpoint) -> BoundCheckpoint:
+    """The network's tensors in a checkpoint. Raises CheckpointError listing all that do not fit."""
+    return bind_tensors(network, checkpoint, _module(network.family).canonical)
 
 
 def _module(model_type: str) -> ModuleType:

@@ -4,7 +4,7 @@ but to compare a head that is stored twice; converting and packing is the device
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,41 +12,52 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..program.program import Program
+from ..program.program import Attention, Network, Program, as_network
 
 STORED_TYPES = ("F32", "F16", "BF16")
 LISTED = 1000  # problems in one message: more than a model mixed up by mistake has, less than a lying one can have
 
 
 class BoundCheckpoint:
-    """A program's tensors under their canonical names, mapped from the files; valid until the checkpoint is closed."""
+    """A network's tensors under their canonical names, mapped from the files; valid until the checkpoint is closed.
 
-    def __init__(self, checkpoint: Checkpoint, names: dict[str, str]) -> None:
+    constants: float32 arrays under names of their own.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, names: dict[str, str], constants: Mapping[str, NDArray[np.float32]]
+    ) -> None:
         self._checkpoint = checkpoint
         self._names = names  # canonical -> as stored
+        self._constants = constants
 
     def names(self) -> list[str]:
-        """Canonical names, in the order the program uses them."""
+        """Canonical names of what the checkpoint holds, in the order the network uses them."""
         return list(self._names)
 
     def tensor(self, name: str) -> NDArray[Any]:
         """The array as stored, read-only; bfloat16 as uint16."""
-        return self._checkpoint.tensor(self._names[name])
+        return self._constants[name] if name in self._constants else self._checkpoint.tensor(self._names[name])
 
     def dtype(self, name: str) -> str:
         """How it is stored: "F32", "F16" or "BF16"."""
-        return self._checkpoint.dtype(self._names[name])
+        return "F32" if name in self._constants else self._checkpoint.dtype(self._names[name])
 
     def release(self, name: str) -> None:
         """Says that the tensor's pages will not be read again."""
-        self._checkpoint.release(self._names[name])
+        if name not in self._constants:
+            self._checkpoint.release(self._names[name])
 
 
-def bind_tensors(program: Program, checkpoint: Checkpoint, canonical: Callable[[str], str]) -> BoundCheckpoint:
+def bind_tensors(
+    network: Network | Program, checkpoint: Checkpoint, canonical: Callable[[str], str]
+) -> BoundCheckpoint:
     """Raises CheckpointError listing the missing, extra, misshapen and unreadable tensors, up to `LISTED` of them."""
+    network = as_network(network)
+    programs = list(network.programs.values())
     problems: list[str] = []
     stored = _by_canonical_name(checkpoint, canonical, problems)
-    for name, alias in program.aliases:
+    for name, alias in dict.fromkeys(pair for program in programs for pair in program.aliases):
         if name not in stored and alias in stored:
             stored[name] = stored[alias]
         elif alias in stored and not _equal(checkpoint, stored[name], stored[alias]):
@@ -55,23 +66,33 @@ def bind_tensors(program: Program, checkpoint: Checkpoint, canonical: Callable[[
                 '(untie them by "tie_word_embeddings": false)'
             )
         stored.pop(alias, None)
-    needed = {source.name: source.shape for source in program.sources()}
+    sources = [source for program in programs for source in program.sources()]
+    constants = {name: array for program in programs for name, array in program.constants.items()}
+    for source in sources:
+        if source.optional and source.name not in stored:
+            constants[source.name] = np.zeros(source.shape, np.float32)
+    needed = {source.name: source.shape for source in sources if source.name not in constants}
     problems += [f"{name} is missing, it must be {list(needed[name])}" for name in needed if name not in stored]
     for name, shape in needed.items():
         if name in stored:
             problems += _problems_of(checkpoint, stored[name], shape)
-    ignored = re.compile("|".join(f"(?:{pattern})" for pattern in program.ignored) or r"(?!)")
+    patterns = [f"(?:{pattern})" for program in programs for pattern in program.ignored]
+    ignored = re.compile("|".join(patterns) or r"(?!)")
     extra = [stored[name] for name in stored if name not in needed and not ignored.fullmatch(name)]
     problems += [f"{name} {list(checkpoint.shape(name))} is not part of the model" for name in extra]
     if problems:
         raise CheckpointError(
-            f"[checkpoint] the tensors must be those of the {program.family} model that config.json describes "
-            f"({program.num_layers} layers), these are not:\n  "
+            f"[checkpoint] the tensors must be those of the {network.family} model that config.json describes "
+            f"({_layers(programs)} layers), these are not:\n  "
             + "\n  ".join(problems[:LISTED])
             + (f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else "")
             + "\nCheck that config.json and the weight files belong together"
         )
-    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed})
+    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed}, constants)
+
+
+def _layers(programs: list[Program]) -> str:
+    return " + ".join(str(sum(isinstance(op, Attention) for op in program.ops)) for program in programs)
 
 
 def _by_canonical_name(checkpoint: Checkpoint, canonical: Callable[[str], str], problems: list[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,12 @@ class Batch:
     starts       int32 [S + 1]  sequence s owns rows starts[s] .. starts[s + 1]
     context      int32 [S]      keys in the cache once this step's rows are appended (last position + 1)
     block_table  int32 [S, B]   KV block of tokens 32*b .. 32*b + 31; entries past the context are ignored
-    logit_rows   int32 [R]      rows whose logits are wanted, ascending; may be empty
+    logit_rows   int32 [R]      rows whose output is wanted, ascending; may be empty
+
+    Only where the program asks for them:
+    token_types    int32 [T]      segment of each token (None: all 0)
+    cross_table    int32 [S, X]   cross cache blocks of each sequence's source: written by an encoder, read by a decoder
+    cross_context  int32 [S]      tokens of each source (an encoder's own context)
     """
 
     ids: NDArray[np.int32]
@@ -29,6 +34,23 @@ class Batch:
     context: NDArray[np.int32]
     block_table: NDArray[np.int32]
     logit_rows: NDArray[np.int32]
+    token_types: NDArray[np.int32] | None = None
+    cross_table: NDArray[np.int32] | None = None
+    cross_context: NDArray[np.int32] | None = None
+
+
+@dataclass
+class Capture:
+    """Intermediates that a step hands out besides its output. Ask by name, read afterwards.
+
+    buffers     names of ops' outputs -> values[name]: float32 [rows, cols]
+    attentions  names of attention ops' outputs -> weights[name]: for each sequence s float32 [H, rows of s, keys of s]
+    """
+
+    buffers: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ()
+    values: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    weights: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
 
 class KvCache(Protocol):
@@ -55,7 +77,7 @@ class KvCache(Protocol):
 
 
 class Runner(Protocol):
-    """A loaded program on some device: what the engine drives."""
+    """A loaded network on some device: what the engine drives."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -63,8 +85,20 @@ class Runner(Protocol):
     @property
     def max_positions(self) -> int: ...
 
-    def new_cache(self) -> KvCache:
-        """An empty cache; caches are independent, a runner may serve many at once."""
+    def new_cache(self, program: str = "step") -> KvCache:
+        """An empty cache of one program's own keys and values; caches are independent, a runner may serve many."""
 
-    def run(self, batch: Batch, cache: KvCache) -> NDArray[np.float32]:
-        """One step; logits float32 [R, V]. The next run with the same cache may reuse the array: copy to keep."""
+    def new_cross_cache(self) -> KvCache:
+        """An empty cache for what an encoder stores and a decoder's cross-attention reads."""
+
+    def run(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        *,
+        program: str = "step",
+        cross: KvCache | None = None,
+        capture: Capture | None = None,
+    ) -> NDArray[np.float32]:
+        """One step of one program ("step" or "encode"); its output float32 [R, n]. The next run with the same cache may
+        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table."""

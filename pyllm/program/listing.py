@@ -5,12 +5,31 @@ Used by print(program), golden tests and profiles. Layers that are wired alike r
 
 from __future__ import annotations
 
-from .program import Attention, Buffer, Embed, Linear, Matrix, Norm, Op, Program, Rotary, Select, Vector
+from .program import (
+    Alibi,
+    Attention,
+    Buffer,
+    BufferOp,
+    CrossAttention,
+    Embed,
+    Experts,
+    HeadNorm,
+    Linear,
+    Matrix,
+    Norm,
+    Op,
+    Program,
+    RelativeBias,
+    Rotary,
+    Select,
+    StoreCross,
+    Vector,
+)
 
 
 def listing(program: Program) -> str:
     """The whole program; ends with a newline."""
-    rows = [(op.out.name, _shape(op.out), _call(op)) for op in program.ops]
+    rows = [_row(op) for op in program.ops]
     names = max(len(name) for name, _, _ in rows)
     shapes = max(len(shape) for _, shape, _ in rows)
     lines = [_header(program)]
@@ -23,53 +42,108 @@ def listing(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _row(op: Op) -> tuple[str, str, str]:
+    """(name, shape, call)"""
+    if isinstance(op, StoreCross):  # writes no buffer: the cross cache stands where the others have theirs
+        layer = _layer_of(op.kv.name)
+        return f"{layer}.cross" if layer else "cross", "", f"store({op.kv.name}, cross cache {op.layer})"
+    return op.out.name, _shape(op.out), _call(op)
+
+
 def _header(program: Program) -> str:
     heads = next(op.num_heads for op in program.ops if isinstance(op, Attention))
     shared = "" if heads == program.num_kv_heads else f" sharing {program.num_kv_heads} key/value heads"
-    layers = f"{program.num_layers} layer{'s' if program.num_layers > 1 else ''}"
+    count = sum(isinstance(op, Attention) for op in program.ops)
+    layers = f"{count} layer{'s' if count > 1 else ''}"
     return (
         f"{program.family}: {layers}, {heads} heads of {program.head_dim}{shared}, "
         f"vocabulary {program.vocab_size}, {program.max_positions} positions"
     )
 
 
-def _call(op: Op) -> str:
+def _call(op: BufferOp) -> str:
     if isinstance(op, Embed):
-        scale = "" if op.scale == 1.0 else f"{op.scale:.6g} * "
-        text = f"embed({scale}{_matrix(op.table)}"
-        if op.positions is not None:
-            offset = f", offset {op.position_offset}" if op.position_offset else ""
-            text += f" + {_matrix(op.positions)}{offset}"
-        return text + ")"
+        return _embed(op)
     if isinstance(op, Rotary):
         scaling = "" if op.scaling == 1.0 else f", scaling {op.scaling:.6g}"
         return f"rotary({len(op.inv_freq)} frequencies {op.inv_freq[0]:.6g} to {op.inv_freq[-1]:.6g}{scaling})"
     if isinstance(op, Norm):
-        return f"{op.kind}_norm({op.x.name}, {_vector(op.weight)}{' + bias' if op.bias else ''}, eps {op.eps:g})"
+        text = f"{op.kind}_norm({op.x.name}, {_vector(op.weight)}{' + bias' if op.bias else ''}, eps {op.eps:g})"
+        return text if op.residual is None else f"{op.residual.name} + {text}"
+    if isinstance(op, HeadNorm):
+        return _head_norm(op)
     if isinstance(op, Linear):
         return _linear(op)
+    if isinstance(op, Experts):
+        return _experts(op)
     if isinstance(op, Attention):
         return _attention(op)
+    if isinstance(op, CrossAttention):
+        heads = _heads(op.num_heads, op.num_kv_heads)
+        return f"attention({op.q.name}, heads {heads} of {op.head_dim}, cross cache {op.layer}, scale {op.scale:.6g})"
     assert isinstance(op, Select)
     return f"select({op.x.name})"
+
+
+def _embed(op: Embed) -> str:
+    offset = f", offset {op.position_offset}" if op.position_offset else ""
+    if op.index == "positions":
+        return f"embed(positions, {_matrix(op.table)}{offset})"
+    scale = "" if op.scale == 1.0 else f"{op.scale:.6g} * "
+    text = f"embed({scale}{_matrix(op.table)}"
+    if op.positions is not None:
+        text += f" + {_matrix(op.positions)}{offset}"
+    if op.types is not None:
+        text += f" + types {_matrix(op.types)}"
+    return text + ")"
+
+
+def _head_norm(op: HeadNorm) -> str:
+    parts = [
+        f"{part.count} x {part.width} from {part.begin} {_vector(part.weight)}{' + bias' if part.bias else ''}"
+        for part in op.slices
+    ]
+    return f"{op.kind}_norm({op.x.name}, {', '.join(parts)}, eps {op.eps:g})"
 
 
 def _linear(op: Linear) -> str:
     text = f"linear({op.x.name}, {_matrix(op.weight)})"
     if op.activation != "none":
         text = f"{op.activation}({text})" if not op.weight.gated else f"{op.activation}_gate({text})"
+    if op.softcap:
+        text = f"softcap({text}, {op.softcap:g})"
+    if op.scale != 1.0:
+        text = f"{op.scale:.6g} * {text}"
     return text if op.residual is None else f"{op.residual.name} + {text}"
 
 
+def _experts(op: Experts) -> str:
+    weights = f"{len(op.gate_up)} x {_matrix(op.gate_up[0])}, {_matrix(op.down[0])}"
+    how = f"top {op.top_k} by softmax({op.router.name}){' normalised' if op.normalize else ''}"
+    text = f"{op.activation}_experts({op.x.name}, {how}, {weights}"
+    if op.shared is not None:
+        text += f", shared {_matrix(op.shared[0])}, {_matrix(op.shared[1])}"
+    return f"{text})" if op.residual is None else f"{op.residual.name} + {text})"
+
+
+def _heads(num_heads: int, num_kv_heads: int) -> str:
+    return str(num_heads) if num_heads == num_kv_heads else f"{num_heads}/{num_kv_heads}"
+
+
 def _attention(op: Attention) -> str:
-    heads = str(op.num_heads) if op.num_heads == op.num_kv_heads else f"{op.num_heads}/{op.num_kv_heads}"
-    parts = [op.qkv.name, f"heads {heads} of {op.head_dim}", f"cache {op.layer}", f"scale {op.scale:.6g}"]
+    where = f"cache {op.layer}" if op.causal else "both ways"
+    heads = _heads(op.num_heads, op.num_kv_heads)
+    parts = [op.qkv.name, f"heads {heads} of {op.head_dim}", where, f"scale {op.scale:.6g}"]
     if op.rope is not None:
         parts.append(f"rotated by {op.rope.name}{' in pairs' if op.rope_interleaved else ''}")
     if op.window:
         parts.append(f"window {op.window}")
     if op.softcap:
         parts.append(f"softcap {op.softcap:g}")
+    if isinstance(op.bias, Alibi):
+        parts.append(f"bias by distance, slopes {op.bias.slopes[0]:.6g} to {op.bias.slopes[-1]:.6g}")
+    if isinstance(op.bias, RelativeBias):
+        parts.append(f"bias by distance {op.bias.source.name} {list(op.bias.source.shape)}")
     return f"attention({', '.join(parts)})"
 
 

@@ -1,15 +1,19 @@
 """The recorded network: buffers, weights and a straight list of operations. Data only; no recording, no running.
 
-Rows: every buffer is [rows, cols] float32 where rows is "T" (tokens of this step) or "R" (rows that want logits).
+Rows: every buffer is [rows, cols] float32 where rows is "T" (tokens of this step) or "R" (rows that want an output).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Rows = Literal["T", "R"]
-ActivationName = Literal["none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
+ActivationName = Literal["none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Source:
 
     `shape` is what the checkpoint must hold. `transposed`: stored [in, out] (GPT-2's Conv1D), so the
     matrix used is its transpose. `begin`, `end`: rows of the (transposed) tensor that are taken; end 0 means all.
+    `optional`: zeros where the checkpoint has no such tensor (a bias that some exporters left out).
     """
 
     name: str
@@ -34,6 +39,7 @@ class Source:
     transposed: bool = False
     begin: int = 0
     end: int = 0
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,23 +59,70 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Vector:
-    """A float32 vector [n] from the checkpoint, plus a constant folded in at load (Gemma's 1 + weight)."""
+    """A float32 vector [n]: (checkpoint tensor + offset) * scale, folded at load (Gemma's 1 + weight; a factor that
+    follows a norm)."""
 
     name: str
     shape: tuple[int]
     source: Source
     offset: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A learned bias of attention scores by distance: score[h, query, key] += table[buckets[key - query - first], h].
+
+    source is the table [num_buckets, num_heads]; distances before the first or after the last entry of `buckets` take
+    that of the end (T5, MPNet: buckets saturate, so a finite list says it all).
+    """
+
+    source: Source
+    buckets: tuple[int, ...]
+    first: int
+
+    @property
+    def num_heads(self) -> int:
+        """Columns of the table."""
+        return self.source.shape[1]
+
+    @property
+    def zero(self) -> int:
+        """Index in `buckets` of distance 0."""
+        return -self.first
+
+    def expand(self, table: NDArray[Any]) -> NDArray[np.float32]:
+        """float32 [num_heads, len(buckets)] from the table [num_buckets, num_heads]."""
+        return np.ascontiguousarray(np.asarray(table, np.float32)[list(self.buckets)].T)
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A linear bias: score[h, query, key] += slopes[h] * (key - query) (Press et al. 2022). Softmax does not see the
+    difference from slopes[h] * key, which some implementations add."""
+
+    slopes: tuple[float, ...]
+
+    @property
+    def num_heads(self) -> int:
+        """One slope a head."""
+        return len(self.slopes)
 
 
 @dataclass(frozen=True)
 class Embed:
-    """out[t] = scale * table[ids[t]] (+ positions[position[t] + position_offset])."""
+    """out[t] = scale * table[ids[t]] (+ positions[position[t] + position_offset]) (+ types[token_types[t]]).
+
+    index "positions": looks up position[t] + position_offset in `table` instead of ids[t].
+    """
 
     out: Buffer
     table: Matrix
     positions: Matrix | None = None
     position_offset: int = 0
     scale: float = 1.0
+    types: Matrix | None = None
+    index: Literal["ids", "positions"] = "ids"
 
 
 @dataclass(frozen=True)
@@ -86,7 +139,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer norm (bias may be None) or RMS norm of each row."""
+    """out = norm(x) (+ residual): layer norm (bias may be None) or RMS norm of each row."""
 
     out: Buffer
     x: Buffer
@@ -94,24 +147,84 @@ class Norm:
     weight: Vector
     bias: Vector | None
     eps: float
+    residual: Buffer | None = None
+
+
+@dataclass(frozen=True)
+class NormSlice:
+    """Columns [begin, begin + count * width) as `count` groups of `width`, each normalised by itself.
+
+    weight and bias are [width], shared by the groups, or [count * width].
+    """
+
+    begin: int
+    width: int
+    count: int
+    weight: Vector
+    bias: Vector | None = None
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """out = x with the columns of some slices normalised: query and key heads before they are rotated."""
+
+    out: Buffer
+    x: Buffer
+    kind: Literal["layer", "rms"]
+    slices: tuple[NormSlice, ...]
+    eps: float
 
 
 @dataclass(frozen=True)
 class Linear:
-    """out = residual + activation(x @ W.T + bias); gated: activation(gate) * up with W = [gate; up]."""
+    """out = residual + scale * cap(activation(x @ W.T + bias)); gated: activation(gate) * up with W = [gate; up].
+
+    cap(y) = softcap * tanh(y / softcap), for softcap > 0. A gated linear has no softcap.
+    """
 
     out: Buffer
     x: Buffer
     weight: Matrix
     activation: ActivationName = "none"
     residual: Buffer | None = None
+    scale: float = 1.0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Mixture of experts: out[t] = (residual[t] +) sum over its top_k experts e of p[t, e] * down_e(gated_e(x[t])).
+
+    router is [T, n] (n experts), the logits of p = softmax(router[t]); the top_k largest are taken (ties: the lower
+    index), divided by their sum when `normalize`. Experts are added in ascending order. shared: one more expert that
+    every row takes, times sigmoid(router[t, n]); router is then [T, n + 1].
+    """
+
+    out: Buffer
+    x: Buffer
+    router: Buffer
+    gate_up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]
+    top_k: int
+    activation: ActivationName
+    normalize: bool
+    shared: tuple[Matrix, Matrix] | None = None
+    residual: Buffer | None = None
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """All weights, expert by expert, the shared one last."""
+        pairs = [*zip(self.gate_up, self.down, strict=True), *([self.shared] if self.shared else [])]
+        return tuple(matrix for pair in pairs for matrix in pair)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Rotates q and k (when `rope` is given), appends k and v to cache `layer`, and attends causally.
+    """Rotates q and k (when `rope` is given), appends k and v to cache `layer`, and attends.
 
     qkv is [T, (num_heads + 2 * num_kv_heads) * head_dim]: all query heads, then key heads, then value heads.
+    causal: keys after the query are hidden; window w > 0: keys at a distance of w or more are hidden (not causal:
+    on both sides). scores = softcap(scale * q . k) + bias.
     """
 
     out: Buffer
@@ -125,26 +238,63 @@ class Attention:
     rope_interleaved: bool = False
     window: int = 0
     softcap: float = 0.0
+    causal: bool = True
+    bias: RelativeBias | Alibi | None = None
+
+
+@dataclass(frozen=True)
+class StoreCross:
+    """Appends keys and values of an encoder's rows to cross cache `layer`, at their positions. Writes no buffer.
+
+    kv is [T, 2 * num_kv_heads * head_dim]: all key heads, then all value heads.
+    """
+
+    kv: Buffer
+    layer: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Queries [T, num_heads * head_dim] attend to all keys of their sequence's source, in cross cache `layer`."""
+
+    out: Buffer
+    q: Buffer
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
 
 
 @dataclass(frozen=True)
 class Select:
-    """out[r] = x[logit_rows[r]]: only the rows that want logits go on."""
+    """out[r] = x[logit_rows[r]]: only the rows that want an output go on."""
 
     out: Buffer
     x: Buffer
 
 
-Op = Embed | Rotary | Norm | Linear | Attention | Select
+BufferOp = Embed | Rotary | Norm | HeadNorm | Linear | Experts | Attention | CrossAttention | Select  # write `out`
+Op = BufferOp | StoreCross
 
 
 @dataclass(frozen=True)
 class Program:
-    """A decoder network as a list of ops; `logits` ([R, V]) is the last linear's output."""
+    """One straight list of ops; `output` ([R, n]) is what the last op writes: logits, or hidden states.
+
+    num_layers, num_kv_heads, head_dim   shape of the cache of its own keys and values. Attention that is not causal
+                                         keeps nothing between steps: all its layers use cache 0, num_layers is 1
+    cross_layers, cross_kv_heads, cross_head_dim   shape of the cross cache it writes or reads (0: none)
+    vocab_size                           ids lie below
+    hidden                               buffers that are transformers' `hidden_states`, in its order
+    constants                            float32 arrays that sources name and no checkpoint holds (sinusoids)
+    """
 
     family: str
     ops: tuple[Op, ...]
-    logits: Buffer
+    output: Buffer
     num_layers: int
     num_kv_heads: int
     head_dim: int
@@ -152,22 +302,32 @@ class Program:
     max_positions: int
     ignored: tuple[str, ...] = field(default=())  # regular expressions of checkpoint names that are no weights
     aliases: tuple[tuple[str, str], ...] = field(default=())  # (a, b): tensor a may be stored as b, or as both if equal
+    cross_layers: int = 0
+    cross_kv_heads: int = 0
+    cross_head_dim: int = 0
+    hidden: tuple[str, ...] = ()
+    constants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         from pyllm.program.listing import listing
 
         return listing(self)
 
+    @property
+    def causal(self) -> bool:
+        """Whether a sequence may come in pieces: no row sees a later one."""
+        return all(op.causal for op in self.ops if isinstance(op, Attention))
+
     def matrices(self) -> list[Matrix]:
         """Every distinct matrix, in first-use order (a tied head appears once)."""
         found: dict[Matrix, None] = {}
         for op in self.ops:
             if isinstance(op, Embed):
-                found[op.table] = None
-                if op.positions is not None:
-                    found[op.positions] = None
+                found |= dict.fromkeys(table for table in (op.table, op.positions, op.types) if table is not None)
             elif isinstance(op, Linear):
                 found[op.weight] = None
+            elif isinstance(op, Experts):
+                found |= dict.fromkeys(op.matrices)
         return list(found)
 
     def vectors(self) -> list[Vector]:
@@ -175,17 +335,70 @@ class Program:
         found: dict[Vector, None] = {}
         for op in self.ops:
             if isinstance(op, Norm):
-                found[op.weight] = None
-                if op.bias is not None:
-                    found[op.bias] = None
+                found |= dict.fromkeys(vector for vector in (op.weight, op.bias) if vector is not None)
+            elif isinstance(op, HeadNorm):
+                pairs = [vector for part in op.slices for vector in (part.weight, part.bias)]
+                found |= dict.fromkeys(vector for vector in pairs if vector is not None)
         return list(found)
 
+    def biases(self) -> list[RelativeBias]:
+        """Every distinct learned bias of attention scores, in first-use order."""
+        used = [op.bias for op in self.ops if isinstance(op, Attention)]
+        return list(dict.fromkeys(bias for bias in used if isinstance(bias, RelativeBias)))
+
     def sources(self) -> list[Source]:
-        """Every checkpoint tensor the program reads."""
+        """Every checkpoint tensor the program reads; constants are not among them."""
         found: dict[Source, None] = {}
         for matrix in self.matrices():
-            for source in (*matrix.sources, *matrix.bias):
-                found[source] = None
-        for vector in self.vectors():
-            found[vector.source] = None
-        return list(found)
+            found |= dict.fromkeys((*matrix.sources, *matrix.bias))
+        found |= dict.fromkeys(vector.source for vector in self.vectors())
+        found |= dict.fromkeys(bias.source for bias in self.biases())
+        return [source for source in found if source.name not in self.constants]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model: the programs that its checkpoint runs.
+
+    decoder          `step`
+    encoder          `encode`, whose output is that of `head`, or the last hidden state without one
+    encoder-decoder  `encode` (reads the source once, fills the cross cache; output: the last hidden state), then `step`
+
+    head: what `encode` ends in: "masked-lm", "sequence-classification" (one row a sequence: its first),
+    "token-classification", "question-answering" (columns start, end), or None.
+    """
+
+    family: str
+    step: Program | None = None
+    encode: Program | None = None
+    head: str | None = None
+
+    @property
+    def kind(self) -> Literal["decoder", "encoder", "encoder-decoder"]:
+        """Which of the three it is."""
+        if self.encode is None:
+            return "decoder"
+        return "encoder" if self.step is None else "encoder-decoder"
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """Programs by name, in the order they run."""
+        named = {"encode": self.encode, "step": self.step}
+        return {name: program for name, program in named.items() if program is not None}
+
+    @property
+    def main(self) -> Program:
+        """The program whose vocabulary and positions are the model's: `step`, or else `encode`."""
+        program = self.step or self.encode
+        assert program is not None
+        return program
+
+    def __str__(self) -> str:
+        if len(self.programs) == 1:
+            return str(self.main)
+        return "\n".join(f"-- {name} --\n{program}" for name, program in self.programs.items())
+
+
+def as_network(program: Program | Network) -> Network:
+    """A program by itself is a decoder."""
+    return program if isinstance(program, Network) else Network(program.family, step=program)

@@ -46,6 +46,8 @@ def activation(name: ActivationName, x: ArrayLike) -> Array:
         return x * _sigmoid(1.702 * x)
     if name == "silu":
         return x * _sigmoid(x)
+    if name == "tanh":
+        return np.asarray(np.tanh(x))
     raise ValueError(f"[reference] there is no activation {name!r}")
 
 
@@ -78,13 +80,17 @@ def embed(
     position_table: ArrayLike | None = None,
     position_offset: int = 0,
     scale: float = 1.0,
+    types: ArrayLike | None = None,
+    type_table: ArrayLike | None = None,
     bfloat16: bool = False,
 ) -> Array:
-    """ids and positions [T], table [V, D], position_table [P, D] -> [T, D]."""
+    """ids, positions and types [T], table [V, D], position_table [P, D], type_table [segments, D] -> [T, D]."""
     cast = round_bf16 if bfloat16 else _exact
     out = scale * cast(np.asarray(table)[np.asarray(ids)])
     if position_table is not None:
         out = out + cast(np.asarray(position_table)[np.asarray(positions) + position_offset])
+    if type_table is not None:
+        out = out + cast(np.asarray(type_table)[np.asarray(types)])
     return np.asarray(out)
 
 
@@ -96,11 +102,14 @@ def linear(
     act: ActivationName = "none",
     gated: bool = False,
     residual: ArrayLike | None = None,
+    scale: float = 1.0,
+    softcap: float = 0.0,
     bfloat16: bool = False,
 ) -> Array:
-    """x [M, K], weight [N, K] -> residual + act(x @ weight.T + bias), [M, N].
+    """x [M, K], weight [N, K] -> residual + scale * cap(act(x @ weight.T + bias)), [M, N]; cap(y) = softcap *
+    tanh(y / softcap) where softcap > 0.
 
-    gated: the first N/2 outputs are the gate, the others what it multiplies: residual + act(gate) * up, [M, N / 2].
+    gated: the first N/2 outputs are the gate, the others what it multiplies: act(gate) * up, [M, N / 2].
     """
     cast = round_bf16 if bfloat16 else _exact
     y = cast(x) @ cast(weight).T
@@ -111,7 +120,18 @@ def linear(
         y = activation(act, y[..., :half]) * y[..., half:]
     else:
         y = activation(act, y)
+    y = scale * (softcap * np.tanh(y / softcap) if softcap > 0 else y)
     return np.asarray(y if residual is None else np.asarray(residual, np.float64) + y)
+
+
+def route(router: ArrayLike, top_k: int, *, normalize: bool) -> Array:
+    """router [T, n] -> weights [T, n] of the experts, zero for those not chosen: softmax over all, the top_k largest
+    kept (ties: the lower index), divided by their sum when `normalize`."""
+    p = softmax(router)
+    chosen = np.argsort(-p, axis=-1, kind="stable")[:, :top_k]
+    weights = np.zeros_like(p)
+    np.put_along_axis(weights, chosen, np.take_along_axis(p, chosen, -1), -1)
+    return np.asarray(weights / weights.sum(-1, keepdims=True) if normalize else weights)
 
 
 def rotary(positions: ArrayLike, inv_freq: ArrayLike, scaling: float = 1.0) -> Array:
@@ -151,30 +171,61 @@ def attention(
     causal: bool = True,
     window: int = 0,
     softcap: float = 0.0,
+    bias: ArrayLike | None = None,
     bfloat16: bool = False,
 ) -> Array:
     """One sequence: q [T, H, E] of the last T positions, k and v [C, K, E] of all C -> [T, H, E].
 
-    Query t sits at position C - T + t and sees keys [position - window + 1, position] (window 0: from 0 on). Query
-    head h uses key/value head h // (H / K). bfloat16: p = exp(s - max) is rounded, its sum is taken before rounding.
+    Query t sits at position C - T + t and sees keys [position - window + 1, position] (window 0: from 0 on), or, not
+    causal, those at a distance below `window` on both sides (window 0: all). Query head h uses key/value head
+    h // (H / K). bias [H, T, C] is added to the scores. bfloat16: p = exp(s - max) is rounded, its sum is taken
+    before rounding.
     """
+    p, v = (
+        attention_weights(
+            q, k, scale=scale, causal=causal, window=window, softcap=softcap, bias=bias, bfloat16=bfloat16
+        ),
+        np.asarray(v, np.float64),
+    )
     cast = round_bf16 if bfloat16 else _exact
-    q, k, v = cast(q), cast(k), cast(v)
-    tokens, heads, _ = q.shape
-    context, kv_heads, width = k.shape
+    heads, tokens, context = p.shape
+    kv_heads, width = v.shape[1:]
+    grouped = p.reshape(kv_heads, heads // kv_heads, tokens, context)
+    out = np.einsum("kgtc,cke->kgte", cast(grouped), cast(v), optimize=True) / grouped.sum(-1)[..., None]
+    return np.asarray(out.transpose(2, 0, 1, 3).reshape(tokens, heads, width))
+
+
+def attention_weights(
+    q: ArrayLike,
+    k: ArrayLike,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int = 0,
+    softcap: float = 0.0,
+    bias: ArrayLike | None = None,
+    bfloat16: bool = False,
+) -> Array:
+    """exp(score - max) [H, T, C] of `attention`: divided by their sums they are the attention weights."""
+    cast = round_bf16 if bfloat16 else _exact
+    q, k = cast(q), cast(k)
+    tokens, heads, width = q.shape
+    context, kv_heads, _ = k.shape
     grouped = q.reshape(tokens, kv_heads, heads // kv_heads, width)
-    scores = scale * np.einsum("tkge,cke->kgtc", grouped, k, optimize=True)
+    scores = scale * np.einsum("tkge,cke->kgtc", grouped, k, optimize=True).reshape(heads, tokens, context)
     if softcap > 0:
         scores = softcap * np.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + np.asarray(bias, np.float64)
+    position = np.arange(context - tokens, context)[:, None]
+    distance = position - np.arange(context)[None, :]
+    hidden = np.zeros(distance.shape, bool)
     if causal:
-        position = np.arange(context - tokens, context)[:, None]
-        key = np.arange(context)[None, :]
-        hidden = (key > position) | ((key <= position - window) if window else False)
-        scores = np.where(hidden, -np.inf, scores)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    total = p.sum(-1)
-    out = np.einsum("kgtc,cke->kgte", cast(p), v, optimize=True) / total[..., None]
-    return np.asarray(out.transpose(2, 0, 1, 3).reshape(tokens, heads, width))
+        hidden = distance < 0
+    if window:
+        hidden = hidden | (np.abs(distance) >= window)
+    scores = np.where(hidden, -np.inf, scores)
+    return np.asarray(np.exp(scores - scores.max(-1, keepdims=True)))
 
 
 def _sigmoid(x: Array) -> Array:
