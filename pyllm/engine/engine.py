@@ -5,7 +5,7 @@ Generation, streaming, pipelines and servers drive this loop. Knows no text and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -113,20 +113,27 @@ class Engine:
 
     def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position of one text: float32 [len(ids), V]."""
-        slot = self._sequences.open()
         out = np.empty((len(ids), self._runner.vocab_size), np.float32)
+        begin = 0
+        for rows in self.score_rows(ids):
+            out[begin : begin + len(rows)] = rows
+            begin += len(rows)
+        return out
+
+    def score_rows(self, ids: Sequence[int], *, chunk: int = SCORED_ROWS) -> Iterator[NDArray[np.float32]]:
+        """The rows of `score`, at most `chunk` at a time: float32 [n, V], each valid until the next is asked for."""
+        slot = self._sequences.open()
         tokens = np.array(ids, np.int32)
         try:
-            for begin in range(0, len(ids), SCORED_ROWS):
-                chunk = tokens[begin : begin + SCORED_ROWS]
-                self._sequences.extend(slot, len(chunk))
+            for begin in range(0, len(ids), chunk):
+                part = tokens[begin : begin + chunk]
+                self._steady = False  # the builder's batch is another one from here on
+                self._sequences.extend(slot, len(part))
                 self._builder.start()
-                self._builder.add(slot, chunk, logits_from=0)
-                out[begin : begin + len(chunk)] = self._runner.run(self._builder.build(), self.cache)
+                self._builder.add(slot, part, logits_from=0)
+                yield self._runner.run(self._builder.build(), self.cache)
         finally:
             self._sequences.close(slot)
-            self._steady = False
-        return out
 
     def close(self) -> None:
         """Ends every group and releases every block."""

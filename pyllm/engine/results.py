@@ -26,8 +26,8 @@ class GeneratedSequence:
     scores         float32 [steps, V], the same after all filters (beams: log-probabilities); with output_scores=True
     logprobs       float32 [steps], log-probability of each token as the network gave it, before any filter; with
                    logprobs=k
-    top_logprobs   (ids int32 [steps, k], log-probabilities float32 [steps, k]) of the k most likely tokens at each step,
-                   best first; with logprobs=k, k > 0
+    top_logprobs   (ids int32 [steps, k], log-probabilities float32 [steps, k]) of the k most likely tokens at each
+                   step, best first; with logprobs=k, k > 0
     attention      float32 [steps, S], row t how much each of the source's S tokens was attended to when token t was
                    chosen (last decoder layer, mean over heads); with output_cross_attentions=True
     """
