@@ -1,6 +1,7 @@
 """Makes tests/fixtures/: toy checkpoints with random weights, and what Hugging Face transformers computes from them.
 
     python tests/make_fixtures.py            everything but group beams (transformers 5, torch)
+    python tests/make_fixtures.py NAME...    the named models only
     python tests/make_fixtures.py --groups   group beam search only: transformers 4.53 is the last line with it built in
 
 The format is described in tests/fixtures/README.md. Every token choice is recorded in float32 and confirmed in float64:
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -20,9 +22,12 @@ import numpy as np
 import torch
 import transformers
 from fixture_cases import beam_options, filter_options, plain_options, sampling_options
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from toy_models import CONFIGS, SEARCH_MODELS, STORED_DTYPE, VOCAB_SIZE
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.pytorch_utils import Conv1D
+
+from pyllm.models import build_program
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -30,35 +35,49 @@ Model = Any
 Case = dict[str, Any]
 
 
+# Parts of the names of matrices whose outputs are added to the residual stream.
+TO_RESIDUAL = ("c_proj", "o_proj", "out_proj", "down_proj", "fc_out", "fc2", "w2", "dense_4h_to_h", "attention.dense")
+
+
 def random_model(name: str) -> Model:
     """A float32 model whose logits have a deviation of 1 to 3; every weight is exact in the stored type."""
     config = AutoConfig.for_model(**CONFIGS[name])
     model = AutoModelForCausalLM.from_config(config).eval().float()
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 value = 0.3 * noise if key.endswith("bias") else 1 + 0.2 * noise
-            elif any(part in key for part in ("wte", "wpe", "embed_tokens")):
+            elif id(parameter) in embeddings:
                 value = 0.4 * noise
             else:
-                inputs = parameter.shape[0 if ".c_" in key else 1]  # GPT-2's Conv1D is stored [in, out]
-                to_residual = any(part in key for part in ("c_proj", "o_proj", "down_proj"))
-                value = (2.5 if to_residual else 1.4) * noise / inputs**0.5  # outweighs the token's own embedding
+                inputs = parameter.shape[0 if id(parameter) in transposed else -1]
+                gain = 2.5 if any(part in key for part in TO_RESIDUAL) else 1.4
+                value = gain * noise / inputs**0.5  # outweighs the token's own embedding
             parameter.copy_(value.to(getattr(torch, STORED_DTYPE[name])).float())
     return model
 
 
+def stored_tensors(model: Model) -> dict[str, torch.Tensor]:
+    """What save_pretrained writes, by the names that it writes: a tied head is left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
+
+
 def write_checkpoint(name: str, model: Model) -> None:
-    """config.json, generation_config.json, model.safetensors. A tied head is left out; "gpt2" has no `transformer.`."""
+    """config.json, generation_config.json, model.safetensors. "gpt2" has no `transformer.` before its names."""
     folder = FIXTURES / name
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIGS[name] | {"torch_dtype": STORED_DTYPE[name]}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     special = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
     (folder / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")
-    tensors = {key: p.to(getattr(torch, STORED_DTYPE[name])).contiguous() for key, p in model.named_parameters()}
+    stored = getattr(torch, STORED_DTYPE[name])
+    tensors = {key: tensor.to(stored).contiguous() for key, tensor in stored_tensors(model).items()}
     if name == "gpt2":  # as the Hub's own gpt2 stores it
         tensors = {key.removeprefix("transformer."): value for key, value in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -121,10 +140,13 @@ def record_generation(name: str, model: Model) -> None:
     model64 = random_model(name).double()
     cases = []
     for index, prompt in enumerate(prompts(name)):
-        room = model.config.max_position_embeddings - len(prompt)
+        room = build_program(CONFIGS[name]).max_positions - len(prompt)
         cases.append(record_case(model, model64, f"greedy {index}", prompt, {"max_new_tokens": min(20, room)}))
     if name in SEARCH_MODELS:
         cases += search_cases(name, model, model64)
+    else:
+        options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 14}
+        cases.append(record_case(model, model64, "beams, no end token", prompts(name)[1], options))
     lines = ",\n  ".join(json.dumps(case) for case in cases)
     header = json.dumps({"transformers": transformers.__version__})[:-1]
     (FIXTURES / name / "generation.json").write_text(f'{header}, "cases": [\n  {lines}\n]}}\n')
@@ -215,19 +237,23 @@ def record_groups() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models to record (default: all, and the filters)")
     parser.add_argument("--groups", action="store_true", help="record group beam search only")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    if parser.parse_args().groups:
+    arguments = parser.parse_args()
+    if arguments.groups:
         record_groups()
         return
-    for name in CONFIGS:
+    for name in arguments.names or CONFIGS:
         model = random_model(name)
         write_checkpoint(name, model)
         record_logits(name, model)
         record_generation(name, model)
-    record_filters()
-    record_scores()
+    if not arguments.names:
+        record_filters()
+        record_scores()
 
 
 if __name__ == "__main__":

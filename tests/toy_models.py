@@ -177,5 +177,5 @@ STORED_DTYPE: dict[str, str] = {
     "mistral": "bfloat16",
 }
 
-# Models with recorded beams and filters (the others have logits and greedy text only).
+# Models with recorded beams and filters (the others have logits, greedy text and one search of 4 beams).
 SEARCH_MODELS = ("gpt2", "llama", "qwen2")
