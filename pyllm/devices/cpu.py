@@ -19,6 +19,7 @@ from ..program.program import (
     Embed,
     Linear,
     Matrix,
+    Network,
     Norm,
     Op,
     Program,
@@ -26,6 +27,7 @@ from ..program.program import (
     Select,
     Source,
     StoreCross,
+    as_network,
 )
 
 
@@ -52,7 +54,7 @@ class CpuRunner:
 
     def __init__(
         self,
-        program: Program,
+        network: Network | Program,
         tensors: Tensors,
         *,
         dtype: str,
@@ -60,6 +62,7 @@ class CpuRunner:
         isa: str | None = None,
         progress: bool = False,
     ) -> None:
+        program = as_network(network).main
         self.program = program
         lowered = _Lowering(program, dtype)
         self._executor = _C.Executor(lowered.program, num_threads, isa)
@@ -83,7 +86,7 @@ class CpuRunner:
         """The instruction set in use: "scalar", "avx2", "avx512" or "amx"."""
         return self._executor.isa
 
-    def new_cache(self, max_bytes: int = 0) -> _C.KvCache:
+    def new_cache(self, program: str = "step", max_bytes: int = 0) -> _C.KvCache:
         """An empty cache; max_bytes 0: as large as memory allows."""
         cache = self._executor.new_cache(max_bytes)
         self._caches.add(cache)

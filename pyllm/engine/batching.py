@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..program.batch import Batch
 from .sequences import SequenceTable
+from .sources import Source, block_table
 
 
 class BatchBuilder:
@@ -19,6 +20,7 @@ class BatchBuilder:
         self._sequences = sequences
         self._count = 0  # rows
         self._slots: list[int] = []
+        self._sources: list[Source] = []  # of each sequence, for an encoder-decoder
         self._wanted = 0
         self._batch: Batch | None = None
         self._tables = np.zeros((0, 0), np.int32)
@@ -28,11 +30,15 @@ class BatchBuilder:
         """Begins an empty batch."""
         self._count = self._wanted = 0
         self._slots = []
+        self._sources = []
         self._batch = None
 
-    def add(self, slot: int, ids: list[int] | NDArray[np.int32], logits_from: int) -> None:
+    def add(
+        self, slot: int, ids: list[int] | NDArray[np.int32], logits_from: int, source: Source | None = None
+    ) -> None:
         """The next rows of one sequence, for which the slot already has room: `ids` at its last len(ids) positions.
-        Rows from index `logits_from` on want logits (-1: the last one only; len(ids): none)."""
+        Rows from index `logits_from` on want logits (-1: the last one only; len(ids): none). source: what an
+        encoder-decoder's sequence attends to."""
         count = len(ids)
         if self._count + count > len(self._ids):
             self._reserve(2 * (self._count + count))
@@ -48,6 +54,8 @@ class BatchBuilder:
         self._logit_rows[self._wanted : self._wanted + end - first] += first
         self._wanted += end - first
         self._slots.append(slot)
+        if source is not None:
+            self._sources.append(source)
         self._count = end
 
     def build(self) -> Batch:
@@ -62,11 +70,14 @@ class BatchBuilder:
             block_table=self._tables[:sequences],
             logit_rows=self._logit_rows[: self._wanted],
         )
+        if self._sources:
+            self._batch.cross_table = block_table([source.blocks for source in self._sources])
+            self._batch.cross_context = np.array([source.length for source in self._sources], np.int32)
         self._gather(self._slots)
         return self._batch
 
     def repeat(self, slots: list[int] | None, tokens: list[int]) -> Batch:
-        """The batch after a batch of single rows: as many sequences, each one token further.
+        """The batch after a batch of single rows: as many sequences, each one token further, of the same sources.
 
         slots: where the sequences lie now, or None when neither slots nor block lists have changed.
         """

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decode.policy import Policy
-from ..program.batch import Batch, KvCache, Runner
+from ..program.batch import Batch, Capture, KvCache, Runner
 from .batching import BatchBuilder
 from .sequences import SequenceTable
+from .sources import Source, release
 
 ROWS_PER_STEP = 512  # rows of one step; an eighth of them are left to prompts however many sequences decode
 SCORED_ROWS = 128  # rows whose logits `score` takes at once: 128 x 50k floats are 25 MB
@@ -25,10 +26,12 @@ class Group:
 
     policy    chooses tokens; after the end, `policy.results()` is the outcome
     tokens    per live sequence the token chosen last, not run yet; empty until the whole prompt is in the cache
+    source    what an encoder-decoder's sequences attend to; the group releases it when it ends
     """
 
-    def __init__(self, policy: Policy, slot: int) -> None:
+    def __init__(self, policy: Policy, slot: int, source: Source | None = None) -> None:
         self.policy = policy
+        self.source = source
         self.tokens: list[int] = []
         self.slots = [slot]
         self.prompt: NDArray[np.int32] = np.array(policy.prompt_ids, np.int32)
@@ -46,11 +49,22 @@ class Engine:
                     ...
 
     Groups may be added and dropped between steps. What a group computes does not depend on its company. After an
-    exception out of `step` the engine can only be closed.
+    exception out of `step` the engine can only be closed. cross: the cross cache of an encoder-decoder; `attention`
+    names the output whose attention weights policies are shown when they need them.
     """
 
-    def __init__(self, runner: Runner, cache: KvCache | None = None, *, rows_per_step: int = ROWS_PER_STEP) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        cache: KvCache | None = None,
+        *,
+        cross: KvCache | None = None,
+        attention: str | None = None,
+        rows_per_step: int = ROWS_PER_STEP,
+    ) -> None:
         self.cache = runner.new_cache() if cache is None else cache
+        self.cross = cross
+        self._attention = attention
         self._runner = runner
         self._rows_per_step = rows_per_step
         self._sequences = SequenceTable(self.cache)
@@ -60,9 +74,9 @@ class Engine:
         self._steady = False  # the next batch has the same groups and row counts, one token further
         self._moved = False  # some sequence changed its slot since the last batch
 
-    def add(self, policy: Policy) -> Group:
-        """A new group for `policy.prompt_ids`; it joins the next step."""
-        group = Group(policy, self._sequences.open())
+    def add(self, policy: Policy, source: Source | None = None) -> Group:
+        """A new group for `policy.prompt_ids`; it joins the next step, and owns `source` from now on."""
+        group = Group(policy, self._sequences.open(), source)
         self._groups.append(group)
         self._steady = False
         return group
@@ -73,6 +87,8 @@ class Engine:
         for slot in group.slots:
             self._sequences.close(slot)
         group.slots = []
+        if group.source is not None:
+            release(self.cross, group.source)
         self._steady = False
 
     def step(self) -> list[Group]:
@@ -81,8 +97,11 @@ class Engine:
         if not self._groups:
             return []
         batch = self._next_batch() if self._steady else self._compose()
-        logits = self._runner.run(batch, self.cache)
         advanced = self._running
+        if self.cross is None:
+            logits = self._runner.run(batch, self.cache)
+        else:
+            logits = self._run_with_sources(batch)
         steady, row = len(advanced) == len(self._groups), 0
         for group in advanced:
             count = len(group.slots)
@@ -111,32 +130,47 @@ class Engine:
         """Whether any group is left."""
         return bool(self._groups)
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def score(self, ids: Sequence[int], source: Source | None = None) -> NDArray[np.float32]:
         """Logits of every position of one text: float32 [len(ids), V]."""
         out = np.empty((len(ids), self._runner.vocab_size), np.float32)
-        begin = 0
-        for rows in self.score_rows(ids):
-            out[begin : begin + len(rows)] = rows
-            begin += len(rows)
+        at = 0
+        for rows in self.score_rows(ids, source=source):
+            out[at : at + len(rows)] = rows
+            at += len(rows)
         return out
 
-    def score_rows(self, ids: Sequence[int], *, chunk: int = SCORED_ROWS) -> Iterator[NDArray[np.float32]]:
-        """The rows of `score`, at most `chunk` at a time: float32 [n, V], each valid until the next is asked for."""
+    def score_rows(
+        self,
+        ids: Sequence[int],
+        *,
+        chunk: int = SCORED_ROWS,
+        source: Source | None = None,
+        capture: Capture | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """The same in pieces of `chunk` rows, each valid until the next. `capture` is filled anew for every piece; the
+        caller keeps `source`."""
         slot = self._sequences.open()
         tokens = np.array(ids, np.int32)
         try:
             for begin in range(0, len(ids), chunk):
-                part = tokens[begin : begin + chunk]
+                piece = tokens[begin : begin + chunk]
                 self._steady = False  # the builder's batch is another one from here on
-                self._sequences.extend(slot, len(part))
+                self._sequences.extend(slot, len(piece))
                 self._builder.start()
-                self._builder.add(slot, part, logits_from=0)
-                yield self._runner.run(self._builder.build(), self.cache)
+                self._builder.add(slot, piece, logits_from=0, source=source)
+                batch = self._builder.build()
+                if self.cross is None and capture is None:
+                    yield self._runner.run(batch, self.cache)
+                else:
+                    yield self._runner.run(batch, self.cache, cross=self.cross, capture=capture)
         finally:
             self._sequences.close(slot)
 
     def close(self) -> None:
         """Ends every group and releases every block."""
+        for group in self._groups:
+            if group.source is not None:
+                release(self.cross, group.source)
         self._groups = []
         self._steady = False
         self._sequences.clear()
@@ -148,6 +182,22 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run_with_sources(self, batch: Batch) -> NDArray[np.float32]:
+        """A decoder's step; policies that need it are shown the attention of their rows, averaged over heads."""
+        watching = self._attention is not None and any(group.policy.needs_attention for group in self._running)
+        if not watching:
+            return self._runner.run(batch, self.cache, cross=self.cross)
+        name = str(self._attention)
+        capture = Capture(attentions=(name,))
+        logits = self._runner.run(batch, self.cache, cross=self.cross, capture=capture)
+        wanted = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # the sequence of each row of logits
+        at = 0
+        for group in self._running:
+            rows = [capture.weights[name][s][:, -1].mean(axis=0) for s in wanted[at : at + len(group.slots)]]
+            at += len(group.slots)
+            group.policy.note_attention(np.stack(rows))
+        return logits
 
     def _next_batch(self) -> Batch:
         """The batch after a steady step: one token per sequence, in the same order."""
@@ -171,7 +221,7 @@ class Engine:
             if group.tokens:
                 self._sequences.append(group.slots)
                 for slot, token in zip(group.slots, group.tokens, strict=True):
-                    builder.add(slot, [token], logits_from=-1)
+                    builder.add(slot, [token], logits_from=-1, source=group.source)
                 rows += len(group.slots)
                 self._running.append(group)
         budget = max(self._rows_per_step - rows, self._rows_per_step // 8, 1)
@@ -187,7 +237,7 @@ class Engine:
         group.prompt_run += len(chunk)
         complete = group.prompt_run == len(group.prompt)
         self._sequences.extend(group.slots[0], len(chunk))
-        self._builder.add(group.slots[0], chunk, logits_from=-1 if complete else len(chunk))
+        self._builder.add(group.slots[0], chunk, logits_from=-1 if complete else len(chunk), source=group.source)
         if complete:
             self._running.append(group)
         return len(chunk)

@@ -14,11 +14,13 @@ import numpy as np
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..decode.options import GenerationOptions
 from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
-from ..models import BoundCheckpoint, bind, build_program
+from ..models import BoundCheckpoint, bind, build_network
 from ..program.batch import Runner
-from ..program.program import Program
+from ..program.program import Network
 from ..tokenization import Tokenizer, load_tokenizer
 from .language_model import LanguageModel
+from .model import Model
+from .seq2seq_model import Seq2SeqModel
 
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "reference")
@@ -37,8 +39,8 @@ def load(
     num_threads: int | None = None,
     progress: bool = False,
     **unknown: Any,
-) -> LanguageModel:
-    """Loads a Hugging Face checkpoint.
+) -> Any:
+    """Loads a Hugging Face checkpoint: a LanguageModel (decoder), a Seq2SeqModel (encoder-decoder) or an EncoderModel.
 
     model             a folder, or a Hub id ("org/name"), which is fetched through huggingface_hub's cache
     revision, cache_dir, token, local_files_only   as in huggingface_hub.snapshot_download
@@ -57,14 +59,14 @@ def load(
         model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only, progress=progress
     )
     try:
-        program = build_program(checkpoint.config)
-        tensors = bind(program, checkpoint)
-        chosen = native_dtype(program, tensors) if dtype == "auto" else dtype
-        runner, chosen = _runner(program, tensors, chosen, device, num_threads, progress)
+        network = build_network(checkpoint.config)
+        tensors = bind(network, checkpoint)
+        chosen = native_dtype(network, tensors) if dtype == "auto" else dtype
+        runner, chosen = _runner(network, tensors, chosen, device, num_threads, progress)
     finally:
         checkpoint.close()
-    return LanguageModel(
-        program,
+    return _model_class(network)(
+        network,
         runner,
         folder=checkpoint.folder,
         config=checkpoint.config,
@@ -80,10 +82,19 @@ def default_model() -> Path:
     return Path(__file__).parent.parent / "assets" / "default-model"
 
 
-def native_dtype(program: Program, tensors: BoundCheckpoint) -> str:
+def _model_class(network: Network) -> type[Model]:
+    if network.kind == "encoder":
+        from .encoder_model import EncoderModel
+
+        return EncoderModel
+    return Seq2SeqModel if network.kind == "encoder-decoder" else LanguageModel
+
+
+def native_dtype(network: Network, tensors: BoundCheckpoint) -> str:
     """What the bulk of the weights is stored in: "float32" for F32, "bfloat16" for BF16 and F16."""
     elements: dict[str, int] = {}
-    for matrix in program.matrices():
+    matrices = {matrix: None for program in network.programs.values() for matrix in program.matrices()}
+    for matrix in matrices:
         for source in matrix.sources:
             stored = tensors.dtype(source.name)
             size = 1
@@ -94,16 +105,16 @@ def native_dtype(program: Program, tensors: BoundCheckpoint) -> str:
 
 
 def _runner(
-    program: Program, tensors: BoundCheckpoint, dtype: str, device: str, num_threads: int | None, progress: bool
+    network: Network, tensors: BoundCheckpoint, dtype: str, device: str, num_threads: int | None, progress: bool
 ) -> tuple[Runner, str]:
     """The runner and the type it computes in."""
     if device == "reference":
         from ..devices.reference import ReferenceRunner
 
-        return ReferenceRunner(program, tensors), "float64"
+        return ReferenceRunner(network, tensors), "float64"
     from ..devices.cpu import CpuRunner
 
-    return CpuRunner(program, tensors, dtype=dtype, num_threads=num_threads, progress=progress), dtype
+    return CpuRunner(network, tensors, dtype=dtype, num_threads=num_threads, progress=progress), dtype
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..decode.policy import Policy
 from ..errors import InvalidOptionError
 from .engine import Engine
 from .results import Generation
+from .sources import Source
 
 
 class Streamer(Protocol):
@@ -52,9 +53,9 @@ class TextStream(Iterator[str]):
         self._pieces.close()
 
 
-def new_tokens(engine: Engine, policy: Policy) -> Iterator[list[int]]:
+def new_tokens(engine: Engine, policy: Policy, source: Source | None = None) -> Iterator[list[int]]:
     """Drives `policy` alone and yields the tokens of its one sequence, each once, as they are chosen."""
-    engine.add(policy)
+    engine.add(policy, source)
     sent = 0
     while engine.busy:
         engine.step()
@@ -64,10 +65,10 @@ def new_tokens(engine: Engine, policy: Policy) -> Iterator[list[int]]:
             sent = len(tokens)
 
 
-def feed(streamer: Streamer, engine: Engine, policy: Policy) -> None:
+def feed(streamer: Streamer, engine: Engine, policy: Policy, source: Source | None = None) -> None:
     """Runs `policy` to its end and hands the streamer what transformers' generate would."""
     streamer.put(np.array([policy.prompt_ids], np.int64))
-    for tokens in new_tokens(engine, policy):
+    for tokens in new_tokens(engine, policy, source):
         for token in tokens:
             streamer.put(np.array([token], np.int64))
     streamer.end()

@@ -1,0 +1,162 @@
+"""`GeneratingModel`: what decoders and encoder-decoders share: running policies, streams, results. No prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ..decode.options import GenerationOptions
+from ..decode.policy import Policy, make_policy
+from ..errors import ContextLengthError, InvalidOptionError, PromptError, TokenizerError
+from ..tokenization import Detokenizer
+from .captures import attention_names
+from .engine import Engine
+from .model import Model
+from .prompts import bounded
+from .results import GeneratedSequence, Generation
+from .sources import Source, encode_batches
+from .streams import feed, new_tokens
+
+SEQUENCES_AT_ONCE = 64  # live sequences of one call; further prompts wait (bounds the cache's memory)
+
+
+class GeneratingModel(Model):
+    """A model with a decoder."""
+
+    @contextmanager
+    def _session(self) -> Iterator[Engine]:
+        """An engine on caches of its own."""
+        with ExitStack() as stack:
+            cache = stack.enter_context(self._cache("step"))
+            cross = attention = None
+            if self.network.encode is not None:
+                cross = stack.enter_context(self._cache("cross"))
+                attention = attention_names(self.program, cross=True)[-1]
+            yield stack.enter_context(Engine(self._open_runner(), cache, cross=cross, attention=attention))
+
+    def _policies(
+        self,
+        prompts: Sequence[list[int]],
+        options: GenerationOptions,
+        sources: Sequence[list[int]] | None = None,
+    ) -> list[Policy]:
+        """One policy for each prompt; what is wrong with any of them is raised at once."""
+        decode = self._decode_all if options.stop_strings else None
+        policies: list[Policy] = []
+        wrong: list[tuple[int, PromptError]] = []
+        for index, ids in enumerate(prompts):
+            fitting = bounded(options, len(ids), self.max_positions)
+            try:
+                policies.append(
+                    make_policy(
+                        ids,
+                        fitting,
+                        vocab_size=self.program.vocab_size,
+                        batch_id=index,
+                        max_positions=self.max_positions,
+                        decode=decode,
+                        source_ids=None if sources is None else sources[index],
+                    )
+                )
+            except PromptError as error:
+                wrong.append((index, error))
+        if wrong and len(prompts) == 1:
+            raise wrong[0][1]
+        if wrong:
+            raise type(wrong[0][1])(" | ".join(f"prompt {index}: {error}" for index, error in wrong))
+        return policies
+
+    def _run_policies(self, policies: Sequence[Policy], options: GenerationOptions) -> list[Generation]:
+        with self._session() as engine:
+            if options.streamer is not None:
+                if len(policies) != 1:
+                    raise InvalidOptionError(f"[generate] a streamer takes one prompt, got {len(policies)}; drop it")
+                feed(options.streamer, engine, policies[0], self._sources(engine, policies)[0])
+            else:
+                run_all(engine, policies, max(1, SEQUENCES_AT_ONCE // _width(options)), self._sources)
+            return [self._generation(policy) for policy in policies]
+
+    def _sources(self, engine: Engine, policies: Sequence[Policy]) -> list[Source | None]:
+        """The encoded source of each policy; None for those of a decoder."""
+        if engine.cross is None:
+            return [None] * len(policies)
+        texts = [policy.request.source_ids or [] for policy in policies]
+        with self._cache("encode") as cache:
+            steps = encode_batches(self._open_runner(), cache, texts, cross=engine.cross)
+            return [source for _, sources in steps for source in sources]
+
+    def _pieces(self, policy: Policy, detokenizer: Detokenizer) -> Generator[str, None, Generation]:
+        with self._session() as engine:
+            for tokens in new_tokens(engine, policy, self._sources(engine, [policy])[0]):
+                for token in tokens:
+                    if piece := detokenizer.push(token):
+                        yield piece
+        if piece := detokenizer.finish():
+            yield piece
+        return self._generation(policy)
+
+    def _generation(self, policy: Policy) -> Generation:
+        results = policy.results()
+        sequences = [GeneratedSequence.of(h, self._text(policy.prompt_ids, h.token_ids)) for h in results]
+        return Generation(sequences, policy.prompt_ids, policy.seed if policy.options.do_sample else None)
+
+    def _text(self, prompt_ids: list[int], token_ids: list[int]) -> str | TokenizerError:
+        """What a stream of these tokens joins to: text that follows the prompt, its first space included."""
+        try:
+            detokenizer = self._detokenizer(prompt_ids)
+        except TokenizerError as error:
+            return error
+        return "".join([*map(detokenizer.push, token_ids), detokenizer.finish()])
+
+    def _detokenizer(self, prompt_ids: list[int]) -> Detokenizer:
+        """For tokens that follow the prompt."""
+        return self.tokenizer.detokenizer(prompt_ids)
+
+    def _decode_all(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _check_ids(self, where: str, ids: Sequence[int], vocab_size: int, positions: int) -> None:
+        """Raises PromptError for no ids or ids outside the vocabulary, ContextLengthError for too many."""
+        outside = sorted({token for token in ids if not 0 <= token < vocab_size})
+        if not ids or outside:
+            rule = f"ids must lie in [0, {vocab_size}), got {outside}" if ids else "got no tokens"
+            raise PromptError(f"[{where}] {rule}; pass at least one id of this model's vocabulary")
+        if len(ids) > positions:
+            raise ContextLengthError(
+                f"[{where}] a text must fit the context, got {len(ids)} tokens for a context of {positions}; shorten it"
+            )
+
+
+def _width(options: GenerationOptions) -> int:
+    """Sequences of one prompt that may live at once."""
+    return max(options.num_beams, options.num_return_sequences)
+
+
+def run_all(
+    engine: Engine,
+    policies: Sequence[Policy],
+    at_once: int,
+    encode: Callable[[Engine, Sequence[Policy]], list[Source | None]],
+) -> None:
+    """Runs every policy to its end, `at_once` of them side by side; others start as these end, a few at a time, so that
+    their sources are encoded together."""
+    waiting = list(policies)[::-1]
+    while waiting or engine.busy:
+        room = at_once - engine.groups
+        if waiting and room >= min(len(waiting), max(1, at_once // 8)):
+            fresh = [waiting.pop() for _ in range(min(room, len(waiting)))]
+            for policy, source in zip(fresh, encode(engine, fresh), strict=True):
+                engine.add(policy, source)
+        engine.step()
+
+
+def check_streamable(options: GenerationOptions) -> None:
+    """Raises InvalidOptionError for options under which no text is certain before the end."""
+    problems: dict[str, Any] = {
+        "num_beams must be 1 (beams change until the end)": options.num_beams > 1,
+        "num_return_sequences must be 1": options.num_return_sequences > 1,
+        "streamer is for generate()": options.streamer is not None,
+    }
+    if any(problems.values()):
+        raise InvalidOptionError("[stream] " + "; ".join(rule for rule, broken in problems.items() if broken))

@@ -1,0 +1,128 @@
+"""`Model`: what every loaded checkpoint has in common: its files, its tokenizer, its runner and caches, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ..errors import OutOfMemoryError, PicklingError, PyllmError
+from ..program.batch import KvCache, Runner
+from ..program.program import Network, Program
+from ..tokenization import Tokenizer
+
+Self = TypeVar("Self", bound="Model")
+
+
+class Model:
+    """A loaded checkpoint. Made by `pyllm.load`, which gives a LanguageModel, a Seq2SeqModel or an EncoderModel.
+
+    Threads may share one: each call has its own cache. It survives `fork`. Use it in a `with` block, or call `close`,
+    to free its memory at a known time.
+
+    folder, config                      where it came from, and its config.json
+    generation_config                   generation_config.json, or the generation options in config.json without one
+    network                             the recorded programs; print it
+    dtype, device                       what it computes in ("float32", "bfloat16") and on ("cpu", "reference")
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        runner: Runner,
+        *,
+        folder: Path,
+        config: dict[str, Any],
+        generation_config: dict[str, Any],
+        tokenizer: Callable[[], Tokenizer],
+        dtype: str,
+        device: str,
+    ) -> None:
+        self.network = network
+        self.folder = folder
+        self.config = config
+        self.generation_config = generation_config
+        self.dtype = dtype
+        self.device = device
+        self._runner: Runner | None = runner
+        self._load_tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._idle: dict[str, list[KvCache]] = {}
+
+    @property
+    def program(self) -> Program:
+        """The program that generates; an encoder's only one."""
+        return self.network.main
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer, read at first use. Raises TokenizerError."""
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        return self._tokenizer
+
+    @property
+    def max_positions(self) -> int:
+        """Context length: most tokens of one sequence."""
+        return self.program.max_positions
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes held, by what for: packed weights, activations, key/value cache and so on. Empty for the reference
+        device, which keeps no count."""
+        runner: Any = self._open_runner()
+        report: dict[str, int] = runner.memory_report() if hasattr(runner, "memory_report") else {}
+        return report
+
+    def close(self) -> None:
+        """Frees weights and caches. Running the model afterwards is an error; running calls end first."""
+        self._runner = None
+        self._idle = {}
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.folder.name!r}, {self.network.family}, {self.dtype} on {self.device})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise PicklingError(
+            "[model] a loaded model can't be pickled or copied, got an attempt to; send its `folder` and pyllm.load it "
+            "there, or fork, which it survives"
+        )
+
+    def _open_runner(self) -> Runner:
+        if self._runner is None:
+            raise PyllmError("[model] a closed model can't run; load it again with pyllm.load")
+        return self._runner
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    @contextmanager
+    def _cache(self, program: str) -> Iterator[KvCache]:
+        """A cache of one program ("cross": of sources) for one call, kept for the next one unless an exception came
+        through. NumPy's MemoryErrors become OutOfMemoryErrors."""
+        runner = self._open_runner()
+        idle = self._idle.setdefault(program, [])
+        try:
+            cache = idle.pop()
+        except IndexError:
+            cache = runner.new_cross_cache() if program == "cross" else runner.new_cache(program)
+        try:
+            yield cache
+        except MemoryError as error:
+            if isinstance(error, OutOfMemoryError):
+                raise
+            raise OutOfMemoryError(
+                f"[model] the arrays of a call must fit the memory, got: {error or 'refused'}; give less text at once, "
+                "or leave out output_scores and output_logits"
+            ) from error
+        if self._runner is not None and not idle:
+            idle.append(cache)
