@@ -299,6 +299,8 @@ POLICIES: list[dict[str, Any]] = [
     {"num_beams": 3, "num_return_sequences": 2},
     {"num_beams": 3, "do_sample": True, "seed": 1, "num_return_sequences": 2},
     {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "num_return_sequences": 2},
+    {"return_alternatives": True, "num_return_sequences": 2},
+    {"return_alternatives": True, "num_return_sequences": 2, "num_beams": 3},
 ]
 
 

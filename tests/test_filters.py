@@ -52,6 +52,7 @@ def rows(seed: int) -> tuple[np.ndarray, list[list[int]]]:
 
 
 ENDS = [3, 8]
+SOURCE = [3, 1, 4, 1, 0, 2, 2, 2, 4, 96]
 LIVE: dict[str, tuple[Any, Any]] = {
     "RepetitionPenaltyLogitsProcessor": ((1.4,), lambda s, h: filters.repetition_penalty(s, h, 1.4)),
     "NoRepeatNGramLogitsProcessor": ((2,), lambda s, h: filters.no_repeat_ngram(s, h, 2)),
@@ -75,6 +76,36 @@ RANKED: dict[str, tuple[Any, Any]] = {
     "TopHLogitsWarper": ((0.4,), lambda s, h: filters.top_h(s, 0.4)),
     "TypicalLogitsWarper": ((0.6, -INF, 2), lambda s, h: filters.typical_p(s, 0.6, 2)),
 }
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 12, 30])
+def test_live_encoder_filters(size: int) -> None:
+    torch = pytest.importorskip("torch")
+    processors = pytest.importorskip("transformers.generation.logits_process")
+    source, penalty = torch.tensor([SOURCE]), [1.4, 0.6, 2.0, 1e-3, 7.0][size % 5]
+    repeat = processors.EncoderRepetitionPenaltyLogitsProcessor(penalty, source)
+    ngrams = processors.EncoderNoRepeatNGramLogitsProcessor(size, source)
+    for seed in range(10):
+        scores, histories = rows(seed)
+        for known in (histories, [history[:1] for history in histories]):
+            ids = torch.tensor(known)
+            expected = repeat(ids, torch.tensor(scores)).numpy()
+            same(filters.encoder_repetition_penalty(scores.copy(), SOURCE, penalty), expected)
+            expected = ngrams(ids, torch.tensor(scores)).numpy()
+            table = filters.source_ngrams(SOURCE, size, 97)
+            same(filters.encoder_no_repeat_ngram(scores.copy(), known, table, size), expected)
+
+
+def test_encoder_filters_look_at_the_source_else_the_prompt() -> None:
+    scores = np.arange(12, dtype=np.float32)[None] - 4
+    options = {"encoder_no_repeat_ngram_size": 1, "encoder_repetition_penalty": 2.0}
+    built = GenerationOptions.build({}, options)
+    for source, banned in ((None, [1, 2]), ([7, 3, 40], [3, 7]), ([], [])):  # 40: a token that only the encoder knows
+        chain = FilterChain(Request([1, 2], built, 12, 22, seed=0, source_ids=source))
+        left = chain.apply(scores.copy(), [[1, 2, 5]])
+        assert np.flatnonzero(np.isneginf(left[0])).tolist() == banned
+    rewarded = filters.encoder_repetition_penalty(scores.copy(), [7, 3, 40], 2.0)
+    assert (rewarded[0, 7], rewarded[0, 3]) == (6, -0.5)
 
 
 @pytest.mark.parametrize("name", [*LIVE, *RANKED])

@@ -89,6 +89,35 @@ def test_aliases() -> None:
         build(max_tokens=9, max_new_tokens=9)
 
 
+def test_spellings_of_openai_and_ctranslate2() -> None:
+    assert build().logprobs is None
+    assert [build(logprobs=value).logprobs for value in (0, 5, True, False, None)] == [0, 5, 0, None, None]
+    assert build(logprobs=True, top_logprobs=4).logprobs == build(top_logprobs=4).logprobs == 4
+    with pytest.raises(InvalidOptionError, match="top_logprobs and logprobs are the same option"):
+        build(logprobs=2, top_logprobs=4)
+    with pytest.raises(InvalidOptionError, match=r"logprobs must be at most the vocabulary's size, got 51 for 50"):
+        build(logprobs=51).check_vocabulary(50)
+    options = build(beam_size=4, num_hypotheses=3, max_decoding_length=9, min_decoding_length=2, return_attention=True)
+    assert (options.num_beams, options.num_return_sequences, options.max_new_tokens) == (4, 3, 9)
+    assert (options.min_new_tokens, options.output_cross_attentions) == (2, True)
+    drawn = build(sampling_topk=10, sampling_topp=0.8, sampling_temperature=0.5)
+    assert (drawn.do_sample, drawn.top_k, drawn.top_p, drawn.temperature) == (True, 10, 0.8, 0.5)
+    assert build(sampling_topk=0).top_k == 0
+    assert not build(sampling_topk=1).do_sample  # CTranslate2's way to ask for the most likely
+    with pytest.raises(InvalidOptionError, match="sampling_topk must be an integer"):
+        build(sampling_topk="many")
+
+
+def test_decoder_start() -> None:
+    for value in (7, [7], (np.int64(7),)):
+        assert GenerationOptions.build({"decoder_start_token_id": value}, {}).decoder_start_token_id == 7
+        assert build(decoder_start_token_id=value).decoder_start_token_id == 7
+    assert GenerationOptions.build({"decoder_start_token_id": None}, {}).decoder_start_token_id is None
+    for wrong in ([1, 2], [], -1, "2"):
+        with pytest.raises(InvalidOptionError, match="decoder_start_token_id must be one token id"):
+            build(decoder_start_token_id=wrong)
+
+
 def test_unknown_name_and_everything_else_at_once() -> None:
     with pytest.raises(UnknownOptionError) as caught:
         build(max_new_token=5, num_beam=2, wobble=1, top_p=1.5, temperature="hot", do_sample=1, guidance_scale=3.0)
@@ -133,6 +162,12 @@ def test_unknown_name_and_everything_else_at_once() -> None:
         {"num_beams": 10**9},
         {"num_return_sequences": 10**30},
         {"stop_strings": "\ud800"},
+        {"logprobs": -1},
+        {"logprobs": 1.0},
+        {"coverage_penalty": -0.5},
+        {"encoder_repetition_penalty": 0.0},
+        {"encoder_no_repeat_ngram_size": -1},
+        {"min_alternative_expansion_prob": 1.5, "return_alternatives": True},
     ],
 )
 def test_single_values(wrong: dict[str, Any]) -> None:
@@ -152,6 +187,9 @@ def test_single_values(wrong: dict[str, Any]) -> None:
         ({"do_sample": True, "temperature": 0}, "do_sample=False"),
         ({"suppress_tokens": [4, 5], "forced_eos_token_id": [4, 5]}, "suppress_tokens"),
         ({"exponential_decay_length_penalty": (3, 1.5)}, "needs eos_token_id"),
+        ({"return_alternatives": True, "do_sample": True}, "excludes do_sample"),
+        ({"return_alternatives": True, "num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "beam_groups"),
+        ({"min_alternative_expansion_prob": 0.1}, "needs return_alternatives"),
     ],
 )
 def test_contradictions(wrong: dict[str, Any], rule: str) -> None:
@@ -164,11 +202,14 @@ def test_what_has_no_effect_is_said() -> None:
         build(temperature=0.7, top_p=0.9)
     with pytest.warns(UserWarning, match="length_penalty without effect: set num_beams > 1"):
         build(length_penalty=2.0)
+    with pytest.warns(UserWarning, match="coverage_penalty without effect: set num_beams > 1"):
+        build(coverage_penalty=0.2)
     with pytest.warns(UserWarning, match="max_new_tokens wins"):
         assert build(max_length=5, max_new_tokens=9).length_limit(10) == 19
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GenerationOptions.build({"temperature": 0.7, "length_penalty": 2.0}, {"top_k": 50})
+        build(length_penalty=2.0, return_alternatives=True, num_return_sequences=9)
 
 
 def test_lengths() -> None:

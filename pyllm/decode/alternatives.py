@@ -1,7 +1,7 @@
 """Alternatives at a position, as CTranslate2's return_alternatives gives them, for one prompt.
 
 Right after the prompt (which ends with the target prefix, if there is one) the num_return_sequences most likely next
-tokens are taken, end tokens excepted; each is then completed by itself: by greedy search, or, when num_beams > 1, by a
+tokens are taken, end tokens ruled out; each is then completed by itself: by greedy search, or, when num_beams > 1, by a
 beam search of its own. Tokens less likely than min_alternative_expansion_prob are left out, though never the best one.
 Results keep the order of the first tokens' probabilities. The score of each is CTranslate2's too: the first token's
 log-probability, plus the sum of those of its completion / length of the completion ** length_penalty. Probabilities of
@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _search
+from . import _search, filters
 from .beam import BeamPolicy
 from .chain import FilterChain
 from .greedy import GreedyPolicy
@@ -63,6 +63,8 @@ class AlternativesPolicy(Policy):
         track, o = self._live[0], self.options
         scores = self._chain.apply(logits, [track.tokens]) if self._chain else logits
         is_forced = o.forced_bos_token_id is not None and len(track.tokens) == self.prompt_length == 1
+        if not is_forced:
+            _rule_out(scores, o.eos_token_id)
         if o.num_beams == 1:
             self._keep_scores([track], scores)
         if not _search.log_softmax_(scores):
@@ -87,13 +89,10 @@ class AlternativesPolicy(Policy):
     def _best(self, row: NDArray[np.float32]) -> list[tuple[float, int]]:
         """(log-probability, token) of the first tokens, best first."""
         o = self.options
-        values, tokens = _search.top_k(row, o.num_return_sequences + len(o.eos_token_id))
-        ranked = [(value, token) for value, token in zip(values, tokens, strict=True) if value > -np.inf]
-        able = [(value, token) for value, token in ranked if token not in o.eos_token_id] or ranked[:1]
-        if not able:
-            able = [(values[0], tokens[0])]  # every token is ruled out: as greedy search, the first one
-        likely = [one for one in able if np.exp(one[0]) >= o.min_alternative_expansion_prob]
-        return (likely or able[:1])[: o.num_return_sequences]
+        values, tokens = _search.top_k(row, o.num_return_sequences)
+        ranked = list(zip(values, tokens, strict=True))
+        likely = [one for one in ranked if np.exp(one[0]) >= o.min_alternative_expansion_prob]
+        return [one for one in likely if one[0] > -np.inf] or ranked[:1]
 
     def _begun(self, before: Track, token: int, logprob: float) -> _Alternative:
         track = before.fork()
@@ -149,3 +148,12 @@ class AlternativesPolicy(Policy):
             length = self.prompt_length + len(found.token_ids) - one.begin
             score /= max(1, length) ** self.options.length_penalty
         return dataclasses.replace(found, score=one.logprob + score)
+
+
+def _rule_out(scores: NDArray[np.float32], ends: tuple[int, ...]) -> None:
+    """Rules out the end tokens in [1, V], unless nothing else is left."""
+    columns = [token for token in ends if token < scores.shape[1]]
+    before = scores[0, columns]
+    filters.suppress(scores, columns)
+    if np.isneginf(scores).all():
+        scores[0, columns] = before
