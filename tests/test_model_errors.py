@@ -178,7 +178,7 @@ def test_invalid_qwen2_configurations() -> None:
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
         ("gpt2", {"activation_function": "mish"}, "activation_function 'mish' (supported: relu, gelu,"),
         ("gpt2", {"quantization_config": {"quant_method": "gptq"}}, "weights quantised by 'gptq'"),
-        ("llama", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' (supported: default, linear, dynamic"),
+        ("llama", {"rope_scaling": {"type": "mrope"}}, "rope_type 'mrope' (supported: default, linear, dynamic"),
         ("llama", {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "that differ by layer"),
         ("llama", {"hidden_act": "mish"}, "hidden_act 'mish'"),

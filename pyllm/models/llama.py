@@ -131,8 +131,7 @@ def build(config: Mapping[str, Any]) -> Program:
     c = Config.from_dict(config)
     width, ffn = c.hidden_size, c.intermediate_size
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    positions = max(c.max_position_embeddings, c.rope.max_positions)
-    r = Recorder(c.model_type, vocab_size=c.vocab_size, max_positions=positions)
+    r = Recorder(c.model_type, vocab_size=c.vocab_size, max_positions=c.rope.max_positions)
     tokens = table("embed_tokens", c.vocab_size, width)
     head = tokens if c.tie_word_embeddings else table("lm_head", c.vocab_size, width)
 

@@ -1,11 +1,15 @@
 """Rotary frequencies of Hugging Face's `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
 Formulas and their float32 order follow transformers' modeling_rope_utils: tables agree to the last bit, or nearly.
+Two methods choose frequencies by the length of the sequence ("dynamic", "longrope"), so that the first tokens of a
+long text would not be computed as those of a short one. Here such a model carries as far as its first frequencies do:
+to max_position_embeddings (dynamic), to original_max_position_embeddings with the short factors (longrope).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +18,7 @@ from numpy.typing import NDArray
 
 from .fields import LARGEST, Fields, is_number
 
-SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn")
+SUPPORTED = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 DEFAULT_THETA = 10000.0
 _REQUIRED = {
     "default": (),
@@ -22,6 +26,7 @@ _REQUIRED = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
 _NUMBERS = (
     *("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -36,7 +41,7 @@ Floats = NDArray[np.float32]
 class RopeParameters:
     """Rotary embedding of one model: cos and sin of position * inv_freq, times `scaling`.
 
-    max_positions: how far the method carries (0: as far as max_position_embeddings says).
+    inv_freq has half as many elements as are rotated of a head. max_positions: how far the model carries.
     """
 
     inv_freq: tuple[float, ...]
@@ -44,20 +49,71 @@ class RopeParameters:
     max_positions: int = 0
 
 
-def rope_from_fields(fields: Fields, head_dim: int, max_position_embeddings: int) -> RopeParameters:
-    """Notes what is wrong or unsupported in `fields`, and then returns something empty."""
-    parameters = _parameters(fields)
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+def rope_from_fields(
+    fields: Fields,
+    head_dim: int,
+    max_position_embeddings: int,
+    *,
+    theta: float = DEFAULT_THETA,
+    partial: float | None = None,
+) -> RopeParameters:
+    """The one rotary embedding of a model. Notes in `fields` what is wrong or unsupported, and then is empty.
+
+    theta: what a missing rope_theta means in this family. partial: what a missing partial_rotary_factor means in a
+    family that may rotate a part of each head; None: it always rotates the whole.
+    """
+    parameters = {"rope_theta": theta} | ({} if partial is None else {"partial_rotary_factor": partial})
+    parameters |= _parameters(fields)
     if any(isinstance(value, dict) for value in parameters.values()):
         fields.unsupported("rope_parameters that differ by layer")
-    elif kind not in SUPPORTED:
+        return RopeParameters(())
+    return _checked_rope(fields, parameters, head_dim, max_position_embeddings, partial is not None)
+
+
+def ropes_by_layer_type(
+    fields: Fields, head_dim: int, max_position_embeddings: int, thetas: Mapping[str, tuple[str, float]]
+) -> dict[str, RopeParameters]:
+    """One rotary embedding for "full_attention" and one for "sliding_attention", by name.
+
+    transformers 5 writes rope_parameters with an object for each. Before, rope_scaling was that of full attention, and
+    thetas were fields of their own: `thetas` has for each layer type that field's name and what it means when missing.
+    """
+    found = {}
+    parameters = _parameters(fields, ("partial_rotary_factor", "original_max_position_embeddings"))
+    nested = any(isinstance(parameters.get(kind), dict) for kind in thetas)
+    for kind, (name, theta) in thetas.items():
+        own = parameters.get(kind, {}) if nested else parameters if kind == "full_attention" else {}
+        if not isinstance(own, dict):
+            fields.invalid(f"rope_parameters must hold an object for {kind}, got {own!r}")
+            own = {}
+        outer = fields.raw(name)
+        own = {"rope_theta": theta if outer is None else outer} | {k: v for k, v in own.items() if v is not None}
+        found[kind] = _checked_rope(fields, own, head_dim, max_position_embeddings, False)
+    return found
+
+
+def _checked_rope(
+    fields: Fields, parameters: dict[str, Any], head_dim: int, max_position_embeddings: int, may_be_partial: bool
+) -> RopeParameters:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind in ("su", "yarn") and "short_factor" in parameters:  # as the first Phi-3 checkpoints called it
+        kind = "longrope"
+    if kind not in SUPPORTED:
         fields.unsupported(f"rope_type {kind!r} (supported: {', '.join(SUPPORTED)})")
-    elif _check(fields, kind, parameters) and head_dim and max_position_embeddings:
-        return _rope(kind, parameters, head_dim, max_position_embeddings)
+    elif _check(fields, kind, parameters, head_dim, may_be_partial) and head_dim and max_position_embeddings:
+        return _rope(kind, parameters, _rotated(head_dim, parameters), max_position_embeddings)
     return RopeParameters(())
 
 
-def _parameters(fields: Fields) -> dict[str, Any]:
+def _rotated(head_dim: int, parameters: dict[str, Any]) -> int:
+    """How many elements of a head are rotated."""
+    return int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+
+
+def _parameters(
+    fields: Fields,
+    outside: Sequence[str] = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"),
+) -> dict[str, Any]:
     """One dict from both styles of config.json; notes contradictions between them."""
     styles = {name: fields.raw(name) for name in ("rope_parameters", "rope_scaling")}
     for name, value in styles.items():
@@ -68,7 +124,7 @@ def _parameters(fields: Fields) -> dict[str, Any]:
     if new and old and new != old:
         fields.invalid("rope_parameters and rope_scaling must agree, they differ")
     found = {key: value for key, value in (new or old or {}).items() if value is not None}
-    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+    for name in outside:
         outer = fields.raw(name)
         if outer is None:
             continue
@@ -78,7 +134,7 @@ def _parameters(fields: Fields) -> dict[str, Any]:
     return found
 
 
-def _check(fields: Fields, kind: str, parameters: dict[str, Any]) -> bool:
+def _check(fields: Fields, kind: str, parameters: dict[str, Any], head_dim: int, may_be_partial: bool) -> bool:
     """Whether all fields that `kind` uses are there and in range; notes those that are not."""
     problems = [f"rope_type {kind!r} needs {name}" for name in _REQUIRED[kind] if name not in parameters]
     wrong = [name for name in _NUMBERS if name in parameters and not is_number(parameters[name], *_RANGE)]
@@ -88,31 +144,64 @@ def _check(fields: Fields, kind: str, parameters: dict[str, Any]) -> bool:
     if not problems and kind == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
         low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
         problems.append(f"low_freq_factor must be less than high_freq_factor, got {low} and {high}")
-    if not problems and parameters.get("rope_theta", DEFAULT_THETA) <= 1:
+    if not problems and parameters["rope_theta"] <= 1:
         problems.append(f"rope_theta must be a number > 1, got {parameters['rope_theta']!r}")
     if "truncate" in parameters and not isinstance(parameters["truncate"], bool):
         problems.append(f"truncate must be true or false, got {parameters['truncate']!r}")
+    if not problems and may_be_partial and head_dim:
+        problems += _check_part(parameters, head_dim)
+    if not problems and kind == "longrope" and head_dim:
+        problems += _check_factors(parameters, _rotated(head_dim, parameters) // 2)
     for problem in problems:
         fields.invalid(problem)
-    if not problems and parameters.get("partial_rotary_factor", 1) != 1:
+    if not problems and not may_be_partial and parameters.get("partial_rotary_factor", 1) != 1:
         fields.unsupported("partial_rotary_factor other than 1")
+        return False
     return not problems
 
 
-def _rope(kind: str, parameters: dict[str, Any], head_dim: int, max_position_embeddings: int) -> RopeParameters:
-    theta = float(parameters.get("rope_theta", DEFAULT_THETA))
-    powers = _powers(theta, head_dim)
-    plain: Floats = np.divide(1, powers, dtype=np.float32)
+def _check_part(parameters: dict[str, Any], head_dim: int) -> list[str]:
+    factor, rotated = parameters["partial_rotary_factor"], _rotated(head_dim, parameters)
+    if 0 < rotated <= head_dim and rotated % 2 == 0:
+        return []
+    return [
+        f"partial_rotary_factor must rotate 2, 4, ... or {head_dim} elements of a head, {factor!r} of it is {rotated}"
+    ]
+
+
+def _check_factors(parameters: dict[str, Any], count: int) -> list[str]:
+    """Problems of longrope's two lists."""
+    problems = []
+    for name in ("short_factor", "long_factor"):
+        factors = parameters[name]
+        if not isinstance(factors, list) or not all(is_number(factor, *_RANGE) for factor in factors):
+            problems.append(f"{name} must be a list of numbers from {_RANGE[0]} to {_RANGE[1]:g}, got {factors!r:.80}")
+        elif len(factors) != count:
+            problems.append(f"{name} must have {count} numbers, one for each pair of elements, got {len(factors)}")
+    original = parameters["original_max_position_embeddings"]
+    if original < 2:
+        problems.append(f"original_max_position_embeddings must be at least 2, got {original!r}")
+    return problems
+
+
+def _rope(kind: str, parameters: dict[str, Any], rotated: int, max_position_embeddings: int) -> RopeParameters:
+    theta = float(parameters["rope_theta"])
+    powers = _powers(theta, rotated)
+    inv_freq: Floats = np.divide(1, powers, dtype=np.float32)  # "default" and, as far as it goes here, "dynamic"
+    scaling, positions = 1.0, max_position_embeddings
+    original = parameters.get("original_max_position_embeddings", max_position_embeddings)
     if kind == "linear":
-        return RopeParameters(_listed(plain / np.float32(parameters["factor"])))
-    if kind == "llama3":
-        return RopeParameters(_listed(_llama3(plain, parameters)))
-    if kind == "yarn":
-        original = parameters.get("original_max_position_embeddings", max_position_embeddings)
-        inv_freq, scaling = _yarn(powers, theta, head_dim, original, parameters)
-        return RopeParameters(_listed(inv_freq), scaling, min(int(parameters["factor"] * original), LARGEST))
-    # "dynamic" changes nothing up to max_position_embeddings, where the program ends.
-    return RopeParameters(_listed(plain))
+        inv_freq = inv_freq / np.float32(parameters["factor"])
+    elif kind == "llama3":
+        inv_freq = _llama3(inv_freq, parameters)
+    elif kind == "yarn":
+        inv_freq, scaling = _yarn(powers, theta, rotated, original, parameters)
+        positions = max(positions, min(int(parameters["factor"] * original), LARGEST))
+    elif kind == "longrope":
+        inv_freq = np.float32(1) / (np.asarray(parameters["short_factor"], np.float32) * powers)
+        scaling = _longrope_scaling(original, positions, parameters)
+        positions = min(positions, int(original))
+    return RopeParameters(tuple(float(f) for f in inv_freq), scaling, positions)
 
 
 def _powers(theta: float, head_dim: int) -> Floats:
@@ -163,5 +252,9 @@ def _yarn_scaling(factor: float, parameters: dict[str, Any]) -> float:
     return mscale(1.0)
 
 
-def _listed(inv_freq: Floats) -> tuple[float, ...]:
-    return tuple(float(f) for f in inv_freq)
+def _longrope_scaling(original: float, positions: int, parameters: dict[str, Any]) -> float:
+    """Of cos and sin (Ding et al. 2024)."""
+    if "attention_factor" in parameters:
+        return float(parameters["attention_factor"])
+    factor = parameters.get("factor", positions / original)
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
