@@ -66,6 +66,9 @@ def bind_tensors(
                 '(untie them by "tie_word_embeddings": false)'
             )
         stored.pop(alias, None)
+    for name, other in (pair for program in programs for pair in program.fallbacks):
+        if name not in stored and other in stored:
+            stored[name] = stored[other]
     sources = [source for program in programs for source in program.sources()]
     constants = {name: array for program in programs for name, array in program.constants.items()}
     for source in sources:

@@ -302,6 +302,7 @@ class Program:
     max_positions: int
     ignored: tuple[str, ...] = field(default=())  # regular expressions of checkpoint names that are no weights
     aliases: tuple[tuple[str, str], ...] = field(default=())  # (a, b): tensor a may be stored as b, or as both if equal
+    fallbacks: tuple[tuple[str, str], ...] = field(default=())  # (a, b): b stands for a where a is not stored
     cross_layers: int = 0
     cross_kv_heads: int = 0
     cross_head_dim: int = 0

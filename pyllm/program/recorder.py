@@ -285,9 +285,14 @@ class Recorder:
         return self._record(Select(self._new(name, "R", x.cols), x))
 
     def finish(
-        self, output: Buffer, *, ignored: Sequence[str] = (), aliases: Sequence[tuple[str, str]] = ()
+        self,
+        output: Buffer,
+        *,
+        ignored: Sequence[str] = (),
+        aliases: Sequence[tuple[str, str]] = (),
+        fallbacks: Sequence[tuple[str, str]] = (),
     ) -> Program:
-        """The program, whose result is `output` [R, n]. `ignored`, `aliases`: see Program."""
+        """The program, whose result is `output` [R, n]. `ignored`, `aliases`, `fallbacks`: see Program."""
         self._require(output.rows == "R", "output", f"must be [R, n], {_shape(output)} was given")
         written = self._ops[-1]
         last = not isinstance(written, StoreCross) and written.out == output
@@ -309,6 +314,7 @@ class Recorder:
             max_positions=self.max_positions,
             ignored=tuple(ignored),
             aliases=tuple(aliases),
+            fallbacks=tuple(fallbacks),
             cross_layers=len(self._cross),
             cross_kv_heads=cross_kv_heads,
             cross_head_dim=cross_head_dim,
