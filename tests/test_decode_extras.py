@@ -39,10 +39,12 @@ def drive_with_attention(script: Attentive, policy: Policy) -> None:
 
 
 def run(script: Script, prompt: Sequence[int], **options: Any) -> list[Hypothesis]:
-    policy = script.policy(prompt, **options)
     if isinstance(script, Attentive):
+        built = GenerationOptions.build({}, options)
+        policy = make_policy(prompt, built, vocab_size=script.vocab_size, source_ids=[0] * SOURCE)
         drive_with_attention(script, policy)
     else:
+        policy = script.policy(prompt, **options)
         drive(script, policy)
     return policy.results()
 
@@ -131,11 +133,13 @@ def test_attention_follows_the_sequence(options: dict[str, Any]) -> None:
 
 def test_attention_that_is_missing_or_of_another_shape() -> None:
     for wish in ({"output_cross_attentions": True}, {"coverage_penalty": 0.2, "num_beams": 2}):
-        policy = Script(9, 0).policy([1], **wish)
+        with pytest.raises(InvalidOptionError, match="a model without an encoder"):
+            Script(9, 0).policy([1], **wish)
+        policy = make_policy([1], GenerationOptions.build({}, wish), vocab_size=9, source_ids=[0] * SOURCE)
         assert policy.needs_attention
         with pytest.raises(ValueError, match=r"float32 \[1, S\], got shape \(2, 3\)"):
             policy.note_attention(np.zeros((2, 3), np.float32))
-        with pytest.raises(InvalidOptionError, match="a model without cross-attention"):
+        with pytest.raises(ValueError, match="call note_attention first"):
             policy.advance(np.zeros((1, 9), np.float32))
     policy = Script(9, 0).policy([1])
     assert not policy.needs_attention

@@ -165,10 +165,7 @@ class Policy(ABC):
                 track.keep().drawn_from = Distribution(row, k)
         first = self._live[0]
         if self.needs_attention and len(first.keep().attention) <= len(first.tokens) - self.prompt_length:
-            raise InvalidOptionError(
-                "[generate] coverage_penalty and output_cross_attentions need attention to a source, got a model "
-                "without cross-attention; leave them out"
-            )
+            raise ValueError("[policy] this search needs attention, got logits only; call note_attention first")
 
     def _keep_scores(self, tracks: Sequence[Track], scores: NDArray[np.float32]) -> None:
         """Notes the filtered scores [n, V] for the tracks they belong to, when they are to be returned."""
@@ -251,7 +248,13 @@ def make_policy(
         kind = GroupBeamPolicy if options.num_beam_groups > 1 else BeamPolicy
     else:
         kind = SamplePolicy if options.do_sample else GreedyPolicy
-    return kind(request)
+    policy = kind(request)
+    if policy.needs_attention and source_ids is None:
+        raise InvalidOptionError(
+            "[generate] coverage_penalty and output_cross_attentions need attention to a source, got a model without "
+            "an encoder; leave them out"
+        )
+    return policy
 
 
 def _check_prompt(prompt: list[int], vocab_size: int) -> None:

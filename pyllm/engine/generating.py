@@ -130,6 +130,8 @@ class GeneratingModel(Model):
 
 def _width(options: GenerationOptions) -> int:
     """Sequences of one prompt that may live at once."""
+    if options.return_alternatives:
+        return options.num_beams * options.num_return_sequences
     return max(options.num_beams, options.num_return_sequences)
 
 
