@@ -15,7 +15,7 @@ from stepping import logits_of
 from pyllm.checkpoint import open_checkpoint
 from pyllm.devices.reference import ReferenceRunner
 from pyllm.errors import CheckpointError, InvalidConfigError, PyllmError, UnsupportedModelError
-from pyllm.models import bind, build_program
+from pyllm.models import REGISTRY, bind, build_program
 
 Tensors = dict[str, np.ndarray]
 
@@ -111,14 +111,13 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
 
 
 def test_unknown_families_are_answered_with_the_known_ones() -> None:
-    assert message(UnsupportedModelError, {"model_type": "gpt"}) == (
-        "[config.json] there is no model_type 'gpt' here, "
-        "supported are gpt2, llama, mistral, qwen2; the nearest is 'gpt2'"
-    )
-    assert "nearest" not in message(UnsupportedModelError, {"model_type": "t5"})
-    assert "qwen2; the nearest is 'qwen2'" in message(UnsupportedModelError, {"model_type": "Qwen3"})
-    assert "it is missing; supported are gpt2" in message(InvalidConfigError, {"n_embd": 4})
-    assert "got 3; supported are gpt2" in message(InvalidConfigError, {"model_type": 3})
+    known = f"supported are {', '.join(REGISTRY)}"
+    found = message(UnsupportedModelError, {"model_type": "gpt"})
+    assert found == f"[config.json] there is no model_type 'gpt' here, {known}; the nearest is 'gpt2'"
+    assert "nearest" not in message(UnsupportedModelError, {"model_type": "zz"})
+    assert "; the nearest is 'qwen3'" in message(UnsupportedModelError, {"model_type": "Qwen3"})
+    assert f"it is missing; {known}" in message(InvalidConfigError, {"n_embd": 4})
+    assert f"got 3; {known}" in message(InvalidConfigError, {"model_type": 3})
 
 
 @pytest.mark.parametrize(

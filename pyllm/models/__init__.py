@@ -19,6 +19,9 @@ REGISTRY: dict[str, str] = {
     "llama": "pyllm.models.llama",
     "mistral": "pyllm.models.llama",
     "qwen2": "pyllm.models.llama",
+    "qwen3": "pyllm.models.llama",
+    "granite": "pyllm.models.llama",
+    "smollm3": "pyllm.models.llama",
 }
 
 __all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_network", "build_program"]

@@ -47,6 +47,30 @@ def joined(
     return Matrix(name, (sum(outputs for _, outputs in parts), inputs), weights, biases, gated)
 
 
-def vector(name: str, size: int) -> Vector:
-    """A norm's weight or bias [size]."""
-    return Vector(name, (size,), Source(name, (size,)))
+def rearranged(name: str, stored: int, inputs: int, pieces: Sequence[tuple[int, int]], *, bias: bool = False) -> Matrix:
+    """A torch.nn.Linear of `stored` outputs whose rows are taken in another order: `pieces` are [begin, end) of them."""
+    weights = tuple(Source(f"{name}.weight", (stored, inputs), begin=begin, end=end) for begin, end in pieces)
+    biases = tuple(Source(f"{name}.bias", (stored,), begin=begin, end=end) for begin, end in pieces) if bias else ()
+    return Matrix(name, (sum(end - begin for begin, end in pieces), inputs), weights, biases)
+
+
+def grouped_qkv(name: str, inputs: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False) -> Matrix:
+    """A fused projection stored group by group, each the query heads of one key/value head, that key, that value:
+    NeoX, BLOOM, Falcon, GPTBigCode. As a matrix whose outputs are all queries, then all keys, then all values."""
+    group = heads // kv_heads * head_dim
+    starts = range(0, kv_heads * (group + 2 * head_dim), group + 2 * head_dim)
+    queries = [(start, start + group) for start in starts]
+    keys = [(start + group, start + group + head_dim) for start in starts]
+    values = [(start + group + head_dim, start + group + 2 * head_dim) for start in starts]
+    pieces = queries + keys + values if kv_heads > 1 else [(0, group + 2 * head_dim)]
+    return rearranged(name, (heads + 2 * kv_heads) * head_dim, inputs, pieces, bias=bias)
+
+
+def norm(name: str, size: int) -> tuple[Vector, Vector]:
+    """torch.nn.LayerNorm: weight and bias [size]."""
+    return vector(f"{name}.weight", size), vector(f"{name}.bias", size)
+
+
+def vector(name: str, size: int, *, offset: float = 0.0) -> Vector:
+    """A norm's weight or bias [size], plus `offset` (Gemma's norms multiply by 1 + weight)."""
+    return Vector(name, (size,), Source(name, (size,)), offset)
