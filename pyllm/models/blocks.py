@@ -48,7 +48,7 @@ def joined(
 
 
 def rearranged(name: str, stored: int, inputs: int, pieces: Sequence[tuple[int, int]], *, bias: bool = False) -> Matrix:
-    """A torch.nn.Linear of `stored` outputs whose rows are taken in another order: `pieces` are [begin, end) of them."""
+    """A torch.nn.Linear of `stored` outputs, whose rows are taken in another order: `pieces` [begin, end)."""
     weights = tuple(Source(f"{name}.weight", (stored, inputs), begin=begin, end=end) for begin, end in pieces)
     biases = tuple(Source(f"{name}.bias", (stored,), begin=begin, end=end) for begin, end in pieces) if bias else ()
     return Matrix(name, (sum(end - begin for begin, end in pieces), inputs), weights, biases)

@@ -9,17 +9,33 @@ from ..errors import InvalidConfigError, UnsupportedModelError
 
 LARGEST = 2**31 - 1  # sizes and ids are int32 in the core
 MAX_LAYERS = 4096
+MAX_HEAD_DIM = 65536
 TINY, HUGE = 1e-30, 1e30  # well within float32
 _MISSING = object()
+# What GPT-2's fields, and those of its relatives, are called elsewhere; transformers reads both.
+GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 class Fields:
-    """The fields of one config.json. A method whose field is wrong notes the problem and returns a falsy value."""
+    """The fields of one config.json. A method whose field is wrong notes the problem and returns a falsy value.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
+    also: other names that files have for some fields, {other name: the name asked for} (transformers' attribute_map).
+    """
+
+    def __init__(self, config: Mapping[str, Any], also: Mapping[str, str] | None = None) -> None:
+        self._config = dict(config)
         self._invalid: list[str] = []
         self._unsupported: list[str] = []
+        for other, name in (also or {}).items():
+            value, own = config.get(other), self._config.get(name)
+            if value is not None and own is not None and value != own:
+                self.invalid(f"{other} and {name} are the same field, got {value!r} and {own!r}")
+            self._config[name] = own if value is None else value
         if config.get("quantization_config") is not None:
             method = config["quantization_config"]
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
@@ -36,6 +52,27 @@ class Fields:
             return value or 0
         self.invalid(f"{name} must be a whole number from {low} to {high}, got {value!r}")
         return 0
+
+    def heads(self, width: str, heads: str) -> tuple[int, int, int]:
+        """Model width, number of heads and head width, from two fields: the second must divide the first."""
+        size, count = self.integer(width), self.integer(heads)
+        if not size or not count:
+            return size, count, 0
+        if size % count:
+            self.invalid(f"{width} must be a multiple of {heads}, got {size} and {count}")
+            return size, count, 0
+        if size // count > MAX_HEAD_DIM:
+            self.invalid(f"heads may be {MAX_HEAD_DIM} wide, {width} / {heads} is {size // count}")
+            return size, count, 0
+        return size, count, size // count
+
+    def kv_heads(self, name: str, heads: str, count: int) -> int:
+        """Key/value heads, which must divide the query heads: there are `count`, from the field `heads`. Missing: as
+        many."""
+        shared = self.integer(name, count, low=1 if count else 0)
+        if count and shared and count % shared:
+            self.invalid(f"{heads} must be a multiple of {name}, got {count} and {shared}")
+        return shared
 
     def number(self, name: str, default: Any = _MISSING) -> float:
         """A number > 0 that float32 can hold."""

@@ -13,7 +13,7 @@ from typing import Any
 from ..program.program import ActivationName, Program
 from ..program.recorder import Recorder
 from .blocks import ACTIVATIONS, conv1d, table, vector
-from .fields import MAX_LAYERS, Fields
+from .fields import GPT2_NAMES, MAX_LAYERS, Fields
 
 # Causal masks that old checkpoints hold, and the heads of classes that do not generate.
 IGNORED = (r"h\.\d+\.attn\.(bias|masked_bias)", r"(score|classifier|qa_outputs|multiple_choice_head\.summary)\..*")
@@ -38,10 +38,8 @@ class Config:
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> Config:
         """Raises InvalidConfigError or UnsupportedModelError with everything that is wrong."""
-        fields = Fields(config)
-        width, heads = fields.integer("n_embd"), fields.integer("n_head")
-        if width and heads and width % heads:
-            fields.invalid(f"n_embd must be a multiple of n_head, got {width} and {heads}")
+        fields = Fields(config, GPT2_NAMES)
+        width, heads, _ = fields.heads("n_embd", "n_head")
         if fields.flag("add_cross_attention", False):
             fields.unsupported("add_cross_attention: attention to an encoder")
         result = Config(
@@ -74,7 +72,7 @@ def build(config: Mapping[str, Any]) -> Program:
     tokens = table("wte", c.vocab_size, width)
     head = tokens if c.tie_word_embeddings else table("lm_head", c.vocab_size, width)
 
-    x = r.embed("embed", tokens, positions=table("wpe", c.n_positions, width))
+    x = r.hidden(r.embed("embed", tokens, positions=table("wpe", c.n_positions, width)))
     for i in range(c.n_layer):
         scale = head_dim**-0.5 if c.scale_attn_weights else 1.0
         scale /= i + 1 if c.scale_attn_by_inverse_layer_idx else 1
@@ -87,7 +85,9 @@ def build(config: Mapping[str, Any]) -> Program:
             h = _norm(r, "ffn_norm", x, f"{p}.ln_2", c)
             h = r.linear("ffn_up", h, conv1d(f"{p}.mlp.c_fc", c.n_inner, width), c.activation_function)
             x = r.linear("ffn_out", h, conv1d(f"{p}.mlp.c_proj", width, c.n_inner), residual=x)
-    x = _norm(r, "norm", r.select("last", x), "ln_f", c)
+            if i < c.n_layer - 1:
+                r.hidden(x)
+    x = r.hidden(_norm(r, "norm", r.select("last", x), "ln_f", c))
     logits = r.linear("logits", x, head)
     tied = (("wte.weight", "lm_head.weight"),) if c.tie_word_embeddings else ()
     return r.finish(logits, ignored=IGNORED, aliases=tied)

@@ -150,7 +150,9 @@ def _attention(op: Attention) -> str:
 def _matrix(matrix: Matrix) -> str:
     transposed = ".T" if all(source.transposed for source in matrix.sources) else ""
     bias = " + bias" if matrix.bias else ""
-    return f"{_joined([source.name for source in matrix.sources])}{transposed} {list(matrix.shape)}{bias}"
+    names = list(dict.fromkeys(source.name for source in matrix.sources))
+    rows = " rearranged" if len(matrix.sources) > len(names) else ""
+    return f"{_joined(names)}{transposed}{rows} {list(matrix.shape)}{bias}"
 
 
 def _joined(names: list[str]) -> str:
