@@ -1,27 +1,48 @@
-"""Writes GPT-2-shaped checkpoints with random float32 weights, for benchmarks. Needs NumPy only."""
+"""Writes checkpoints with random weights for any config.json that pyllm runs, for benchmarks. Needs NumPy only."""
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pyllm.models import build_network
 
-def write_gpt2(
-    folder: Path, *, layers: int = 12, width: int = 768, heads: int = 12, vocab: int = 50257, positions: int = 1024
-) -> None:
-    """config.json and model.safetensors of a GPT2LMHeadModel with a tied head; the defaults are GPT-2's 124 M."""
-    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
-    config |= {"n_layer": layers, "n_embd": width, "n_head": heads, "n_positions": positions, "vocab_size": vocab}
-    config |= {"layer_norm_epsilon": 1e-5, "bos_token_id": vocab - 1, "eos_token_id": vocab - 1}
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "activation_function": "gelu_new",
+    "n_layer": 12,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+    "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+
+
+def write_gpt2(folder: Path) -> None:
+    """GPT-2's 124 M parameters, float32."""
+    write_random(folder, GPT2)
+
+
+def write_random(folder: Path, config: Mapping[str, Any], dtype: str = "F32") -> None:
+    """config.json and model.safetensors: matrices with a deviation of 0.02, norms' weights about 1. dtype "F32" or
+    "BF16"."""
     (folder / "config.json").write_text(json.dumps(config))
-    shapes = _shapes(layers, width, vocab, positions)
+    programs = build_network(config).programs.values()
+    shapes = {source.name: source.shape for program in programs for source in program.sources()}
+    norms = {v.source.name for program in programs for v in program.vectors() if v.source.name.endswith("weight")}
     header, offset = {}, 0
     for name, shape in shapes.items():
-        size = 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        size = (4 if dtype == "F32" else 2) * int(np.prod(shape))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -30,22 +51,8 @@ def write_gpt2(
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in shapes.items():
             values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-            if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")):
+            if name in norms:
                 values += np.float32(1)
-            file.write(values.tobytes())
-
-
-def _shapes(layers: int, width: int, vocab: int, positions: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (vocab, width), "wpe.weight": (positions, width)}
-    for layer in range(layers):
-        h = f"h.{layer}."
-        for norm in ("ln_1", "ln_2"):
-            shapes |= {f"{h}{norm}.weight": (width,), f"{h}{norm}.bias": (width,)}
-        for name, inputs, outputs in (
-            ("attn.c_attn", width, 3 * width),
-            ("attn.c_proj", width, width),
-            ("mlp.c_fc", width, 4 * width),
-            ("mlp.c_proj", 4 * width, width),
-        ):
-            shapes |= {f"{h}{name}.weight": (inputs, outputs), f"{h}{name}.bias": (outputs,)}
-    return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+            file.write(
+                values.tobytes() if dtype == "F32" else (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+            )

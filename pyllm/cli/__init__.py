@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 import warnings
 from typing import Any
@@ -12,12 +13,35 @@ import click
 import pyllm
 
 from ..errors import PyllmError
-from .doctor import doctor
-from .generate import generate
+
+# Command -> the module that has it, in the order of --help. Modules are imported when their command is used.
+COMMANDS = {
+    "generate": "generate",
+    "chat": "chat",
+    "translate": "seq2seq",
+    "summarize": "seq2seq",
+    "answer": "encoders",
+    "fill": "encoders",
+    "classify": "encoders",
+    "embed": "encoders",
+    "score": "score",
+    "inspect": "inspect",
+    "doctor": "doctor",
+}
 
 
 class _Commands(click.Group):
-    """Turns what a command may raise into one line on stderr and an exit code."""
+    """Finds commands by name, and turns what they may raise into one line on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{COMMANDS[cmd_name]}", __name__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         if hasattr(sys.stdout, "reconfigure"):
@@ -44,7 +68,3 @@ class _Commands(click.Group):
 @click.version_option(pyllm.__version__, prog_name="pyllm")
 def main() -> None:
     """Run Hugging Face language models without PyTorch."""
-
-
-main.add_command(generate)
-main.add_command(doctor)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-import pyllm
-
-from ..errors import InvalidOptionError, PromptError
-
-if TYPE_CHECKING:
-    from ..engine.language_model import LanguageModel
-    from ..engine.results import Generation
+from ..decode.options import GenerationOptions
+from ..engine.language_model import LanguageModel
+from ..engine.results import Generation
+from ..errors import InvalidOptionError
+from . import options, texts
 
 DEFAULT_NEW_TOKENS = 256  # as the text-generation pipeline
 
@@ -32,58 +28,88 @@ class _Timed:
 
 @click.command()
 @click.argument("model")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option("--file", "-f", "files", multiple=True, metavar="FILE", help="Continue each line (.jsonl: each object).")
+@click.option("--batch-size", type=click.IntRange(1), default=options.BATCH_SIZE, help="Prompts of files run together.")
 @click.option("--max-new-tokens", type=int, help=f"Most new tokens [default: {DEFAULT_NEW_TOKENS}, or the context].")
 @click.option("--num-beams", type=int, help="Beam search with this many beams; the text then comes at the end.")
 @click.option("--temperature", type=float, help="Sample at this temperature; 0 takes the likeliest token each time.")
 @click.option("--seed", type=int, help="Repeatable sampling.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or reference.")
-@click.option("--threads", type=int, help="Threads (default: PYLLM_NUM_THREADS, OMP_NUM_THREADS or all cores).")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any option of generate(), VALUE as JSON.")
+@options.settings
 @click.option("--no-prompt", is_flag=True, help="Print the continuation only.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (with files: one a prompt) instead.")
+@options.loading
 def generate(
     model: str,
-    prompt: str,
+    prompt: str | None,
+    files: tuple[str, ...],
+    batch_size: int,
     max_new_tokens: int | None,
     num_beams: int | None,
     temperature: float | None,
     seed: int | None,
-    dtype: str,
-    device: str,
-    threads: int | None,
     settings: tuple[str, ...],
     no_prompt: bool,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Continue PROMPT ("-" reads stdin) with MODEL: a folder, a Hub id, or "default" for the model that comes with
     pyllm. Options the checkpoint's generation_config.json sets apply unless given here."""
-    options = _settings(settings)
-    named = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "seed": seed}
-    options |= {name: value for name, value in named.items() if value is not None}
+    if (prompt is None) == (not files):
+        raise InvalidOptionError('[generate] needs either PROMPT ("-": all of stdin) or --file, got both or neither')
+    given = options.parsed_settings(settings, max_new_tokens=max_new_tokens, num_beams=num_beams, seed=seed)
     if temperature is not None:
-        options |= {"temperature": temperature, "do_sample": True} if temperature else {"do_sample": False}
+        given |= {"temperature": temperature, "do_sample": True} if temperature else {"do_sample": False}
     if prompt == "-":
-        prompt = _standard_input()
-    source = pyllm.default_model() if model == "default" else model
-    with pyllm.load(source, dtype=dtype, device=device, num_threads=threads, progress=True) as loaded:
-        timed = _run(loaded, prompt, options, "" if no_prompt else prompt, quiet=as_json)
+        prompt = texts.standard_input("generate").read().removesuffix("\n")
+    with options.load(model, **loading) as loaded:
+        if not isinstance(loaded, LanguageModel):
+            raise InvalidOptionError(
+                f"[generate] needs a decoder, {model} is an {loaded.network.kind}; use translate, summarize or another"
+            )
+        if prompt is None:
+            _run_files(loaded, files, batch_size, given, no_prompt, as_json)
+            return
+        timed = _run(loaded, prompt, given, "" if no_prompt else prompt, quiet=as_json)
         if as_json:
-            escape = getattr(sys.stdout, "encoding", "utf-8").lower() not in ("utf-8", "utf8")
-            click.echo(json.dumps(_report(model, loaded, prompt, timed), ensure_ascii=escape))
+            click.echo(texts.to_json(_report(model, loaded, prompt, timed)))
         else:
             click.echo(_summary(timed), err=True)
 
 
-def _run(model: LanguageModel, prompt: str, options: dict[str, Any], shown: str, *, quiet: bool) -> _Timed:
-    """Generates and, unless quiet, prints: piece by piece where one certain text exists, else all at the end."""
-    from ..decode.options import GenerationOptions
+def _run_files(
+    model: LanguageModel, files: tuple[str, ...], batch_size: int, given: dict[str, Any], no_prompt: bool, as_json: bool
+) -> None:
+    """One line, or JSON object, a prompt."""
+    checked = _checked(model, given)
 
+    def work(batch: list[texts.Item]) -> list[list[dict[str, Any]]]:
+        results = model.run([model.tokenizer.encode(item["text"]) for item in batch], checked)
+        return [_sequences(result) for result in results]
+
+    def show(item: texts.Item, sequences: list[dict[str, Any]]) -> str:
+        return "\n---\n".join(("" if no_prompt else item["text"]) + sequence["text"] for sequence in sequences)
+
+    texts.run(
+        texts.read((), files),
+        batch_size,
+        work,
+        show,
+        as_json=as_json,
+        count_tokens=lambda _, sequences: sum(len(sequence["token_ids"]) for sequence in sequences),
+    )
+
+
+def _checked(model: LanguageModel, given: dict[str, Any]) -> GenerationOptions:
     config = dict(model.generation_config)
     if config.get("max_new_tokens") is None and config.get("max_length") is None:
         config["max_new_tokens"] = DEFAULT_NEW_TOKENS
-    checked = GenerationOptions.build(config, options)
+    return GenerationOptions.build(config, given)
+
+
+def _run(model: LanguageModel, prompt: str, given: dict[str, Any], shown: str, *, quiet: bool) -> _Timed:
+    """Generates and, unless quiet, prints: piece by piece where one certain text exists, else all at the end."""
+    checked = _checked(model, given)
     ids = model.tokenizer.encode(prompt)
     started = time.perf_counter()
     if checked.num_beams > 1 or checked.num_return_sequences > 1:
@@ -104,34 +130,6 @@ def _run(model: LanguageModel, prompt: str, options: dict[str, Any], shown: str,
     return _Timed(stream.result, first, time.perf_counter() - started)
 
 
-def _standard_input() -> str:
-    """All of stdin, without its last line break. Raises PromptError where there is none."""
-    if sys.stdin is None:
-        raise PromptError('[generate] the prompt "-" is read from stdin, which is closed; pipe a text in or give it')
-    return sys.stdin.read().removesuffix("\n")
-
-
-def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE pairs. Raises InvalidOptionError listing those without "="."""
-    broken = [setting for setting in settings if "=" not in setting]
-    if broken:
-        raise InvalidOptionError(
-            f"[generate] --set takes NAME=VALUE, got {', '.join(map(repr, broken))}; add the value"
-        )
-    return {name: _value(text) for name, _, text in (setting.partition("=") for setting in settings)}
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, Python's own words for it, else the text itself."""
-    words = {"True": True, "False": False, "None": None}
-    if text in words:
-        return words[text]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # not JSON, or a number or a nest of absurd size
-        return text
-
-
 def _new_tokens(result: Generation) -> int:
     return sum(len(sequence.token_ids) for sequence in result.sequences)
 
@@ -149,10 +147,6 @@ def _summary(timed: _Timed) -> str:
 
 def _report(name: str, model: LanguageModel, prompt: str, timed: _Timed) -> dict[str, Any]:
     result = timed.result
-    sequences = [
-        {"text": s.text, "token_ids": s.token_ids, "score": s.score, "finish_reason": s.finish_reason}
-        for s in result.sequences
-    ]
     return {
         "model": name,
         "dtype": model.dtype,
@@ -160,9 +154,16 @@ def _report(name: str, model: LanguageModel, prompt: str, timed: _Timed) -> dict
         "prompt": prompt,
         "prompt_tokens": result.prompt_tokens,
         "new_tokens": _new_tokens(result),
-        "sequences": sequences,
+        "sequences": _sequences(result),
         "seed": result.seed,
         "seconds": round(timed.total, 4),
         "seconds_to_first": None if timed.first is None else round(timed.first, 4),
         "tokens_per_second": round(_new_tokens(result) / timed.total, 2),
     }
+
+
+def _sequences(result: Generation) -> list[dict[str, Any]]:
+    return [
+        {"text": s.text, "token_ids": s.token_ids, "score": s.score, "finish_reason": s.finish_reason}
+        for s in result.sequences
+    ]
