@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,43 @@ def _chosen(what: str, names: Sequence[str], layers: Layers) -> tuple[str, ...]:
             f"[{what}] layers must be from {-count} to {count - 1}, got {list(wrong or layers)}; leave it out for all"
         )
     return tuple(names[i] for i in layers)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What generate() is to return of its inside, by buffer and attention names; empty: nothing."""
+
+    hidden: tuple[str, ...] = ()
+    attentions: tuple[str, ...] = ()
+    cross: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.hidden or self.attentions or self.cross)
+
+
+def split_wanted(options: Mapping[str, Any], program: Program) -> tuple[dict[str, Any], Wanted]:
+    """(other options, what output_hidden_states and output_attentions ask for): True for all layers, or a list of
+    them. An encoder-decoder's output_attentions are those of its decoder and, of the same layers, over the source."""
+    rest = dict(options)
+    hidden = _layers(rest.pop("output_hidden_states", None), "output_hidden_states")
+    attention = _layers(rest.pop("output_attentions", None), "output_attentions")
+    crosses = program.cross_layers > 0 and attention is not False
+    return rest, Wanted(
+        () if hidden is False else hidden_names(program, hidden),
+        () if attention is False else attention_names(program, attention),
+        attention_names(program, attention, cross=True) if crosses else (),
+    )
+
+
+def _layers(value: Any, name: str) -> Any:
+    """False: nothing, None: all layers, or the layers."""
+    if value is None or value is False:
+        return False
+    if value is True:
+        return None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return value
+    raise InvalidOptionError(f"[generate] {name} must be True, False or a list of layers, got {value!r}; correct it")
 
 
 class Collected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,12 +11,12 @@ from ..decode.options import GenerationOptions
 from ..decode.policy import Policy, make_policy
 from ..errors import ContextLengthError, InvalidOptionError, PromptError, TokenizerError
 from ..tokenization import Detokenizer
-from .captures import attention_names
+from .captures import Collected, Wanted, attention_names
 from .engine import Engine
 from .model import Model
 from .prompts import bounded
 from .results import GeneratedSequence, Generation
-from .sources import Source, encode_batches
+from .sources import Source, encode_batches, release
 from .streams import feed, new_tokens
 
 SEQUENCES_AT_ONCE = 64  # live sequences of one call; further prompts wait (bounds the cache's memory)
@@ -67,7 +68,9 @@ class GeneratingModel(Model):
             raise type(wrong[0][1])(" | ".join(f"prompt {index}: {error}" for index, error in wrong))
         return policies
 
-    def _run_policies(self, policies: Sequence[Policy], options: GenerationOptions) -> list[Generation]:
+    def _run_policies(
+        self, policies: Sequence[Policy], options: GenerationOptions, wanted: Wanted | None = None
+    ) -> list[Generation]:
         with self._session() as engine:
             if options.streamer is not None:
                 if len(policies) != 1:
@@ -75,7 +78,32 @@ class GeneratingModel(Model):
                 feed(options.streamer, engine, policies[0], self._sources(engine, policies)[0])
             else:
                 run_all(engine, policies, max(1, SEQUENCES_AT_ONCE // _width(options)), self._sources)
-            return [self._generation(policy) for policy in policies]
+            results = [self._generation(policy) for policy in policies]
+            if wanted:
+                results = [self._opened(engine, *pair, wanted) for pair in zip(policies, results, strict=True)]
+            return results
+
+    def _opened(self, engine: Engine, policy: Policy, result: Generation, wanted: Wanted) -> Generation:
+        """The result with the network's inside: one more pass over each text, which gives the bits of the steps."""
+        source = self._sources(engine, [policy])[0]
+        sequences = []
+        try:
+            for sequence in result.sequences:
+                collected = Collected(wanted.hidden, (*wanted.attentions, *wanted.cross))
+                read = [*policy.prompt_ids, *sequence.token_ids][:-1]
+                for _ in engine.score_rows(read, source=source, capture=collected.capture):
+                    collected.read()
+                opened = dataclasses.replace(
+                    sequence,
+                    hidden_states=collected.hidden(wanted.hidden) if wanted.hidden else None,
+                    attentions=collected.weights(wanted.attentions) if wanted.attentions else None,
+                    cross_attentions=collected.weights(wanted.cross) if wanted.cross else None,
+                )
+                sequences.append(opened)
+        finally:
+            if source is not None:
+                release(engine.cross, source)
+        return dataclasses.replace(result, sequences=sequences)
 
     def _sources(self, engine: Engine, policies: Sequence[Policy]) -> list[Source | None]:
         """The encoded source of each policy; None for those of a decoder."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decode.options import GenerationOptions
-from .captures import Collected, Floats, Layers, attention_names, hidden_names
+from .captures import Collected, Floats, Layers, Wanted, attention_names, hidden_names, split_wanted
 from .generating import GeneratingModel, check_streamable
 from .prompts import Prompt, Prompts, read_prompt, read_prompts
 from .results import Generation
@@ -29,10 +29,12 @@ class LanguageModel(GeneratingModel):
 
         options: transformers' generate() options by name, on top of generation_config.json; `seed=` makes sampling
         repeatable, and a prompt's sample doesn't depend on its batch. Lengths nobody asked for end at the context.
+        output_hidden_states and output_attentions take True or a list of layers (see GeneratedSequence).
         Raises PromptError, ContextLengthError, InvalidOptionError, UnknownOptionError, NumericError.
         """
         prompts, single = read_prompts(prompt, self._encode)
-        results = self.run(prompts, GenerationOptions.build(self.generation_config, options))
+        rest, wanted = split_wanted(options, self.program)
+        results = self.run(prompts, GenerationOptions.build(self.generation_config, rest), wanted)
         return results[0] if single else results
 
     def stream(self, prompt: Prompt, **options: Any) -> TextStream:
@@ -79,9 +81,11 @@ class LanguageModel(GeneratingModel):
         names = attention_names(self.program, layers)
         return self._collect(prompt, Collected(attentions=names)).weights(names)
 
-    def run(self, prompts: Sequence[list[int]], options: GenerationOptions) -> list[Generation]:
+    def run(
+        self, prompts: Sequence[list[int]], options: GenerationOptions, wanted: Wanted | None = None
+    ) -> list[Generation]:
         """`generate` for callers that have token ids and checked options: one Generation for each prompt."""
-        return self._run_policies(self._policies(prompts, options), options)
+        return self._run_policies(self._policies(prompts, options), options, wanted)
 
     def stream_ids(self, ids: list[int], options: GenerationOptions) -> TextStream:
         """`stream` for callers that have token ids and checked options."""

@@ -30,6 +30,10 @@ class GeneratedSequence:
                    step, best first; with logprobs=k, k > 0
     attention      float32 [steps, S], row t how much each of the source's S tokens was attended to when token t was
                    chosen (last decoder layer, mean over heads); with output_cross_attentions=True
+    hidden_states  float32 [T, D] for each layer asked for with output_hidden_states (0: the embeddings), over the
+                   prompt and all new tokens but the last, which the network has not read
+    attentions     float32 [H, T, T] for each layer asked for with output_attentions
+    cross_attentions   the same over an encoder-decoder's source, float32 [H, T, S]
     """
 
     token_ids: list[int]
@@ -41,6 +45,9 @@ class GeneratedSequence:
     logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
     top_logprobs: tuple[NDArray[np.int32], NDArray[np.float32]] | None = field(default=None, compare=False)
     attention: NDArray[np.float32] | None = field(default=None, compare=False)
+    hidden_states: list[NDArray[np.float32]] | None = field(default=None, compare=False)
+    attentions: list[NDArray[np.float32]] | None = field(default=None, compare=False)
+    cross_attentions: list[NDArray[np.float32]] | None = field(default=None, compare=False)
     _text: str | TokenizerError = field(default="", compare=False, kw_only=True)
 
     @property

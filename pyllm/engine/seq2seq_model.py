@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..decode.options import GenerationOptions
 from ..errors import InvalidConfigError, InvalidOptionError
 from ..tokenization import Detokenizer
-from .captures import Collected, Floats, Layers, attention_names, hidden_names
+from .captures import Collected, Floats, Layers, Wanted, attention_names, hidden_names, split_wanted
 from .engine import Engine
 from .generating import GeneratingModel, check_streamable
 from .prompts import Prompt, Prompts, read_prompt, read_prompts
@@ -36,14 +36,16 @@ class Seq2SeqModel(GeneratingModel):
         src_lang, tgt_lang   language codes of models that have them (M2M100, NLLB, mBART)
         target_prefix        a str, or token ids, that the target begins with; of a list of sources one for each, or one
                              for all. The text of a result includes it, its token_ids are what came after
-        options              transformers' generate() options by name, on top of generation_config.json
+        options              transformers' generate() options by name, on top of generation_config.json;
+                             output_hidden_states and output_attentions take True or a list of the decoder's layers
 
         Raises PromptError, ContextLengthError, InvalidOptionError, UnknownOptionError, NumericError, TokenizerError.
         """
         prefix, languages, options = _own(options)
         sources, single = read_prompts(source, lambda text: self._read(text, languages))
+        options, wanted = split_wanted(options, self.program)
         chosen = self.options(options, languages)
-        results = self.run(sources, chosen, self._starts(prefix, len(sources), chosen))
+        results = self.run(sources, chosen, self._starts(prefix, len(sources), chosen), wanted)
         return results[0] if single else results
 
     def stream(self, source: Prompt, **options: Any) -> TextStream:
@@ -137,13 +139,14 @@ class Seq2SeqModel(GeneratingModel):
         sources: Sequence[list[int]],
         options: GenerationOptions,
         starts: Sequence[list[int]] | None = None,
+        wanted: Wanted | None = None,
     ) -> list[Generation]:
         """`generate` for callers that have token ids and checked options. starts: what each decoder begins with, its
         start token included; None: the start token."""
         for ids in sources:
             self._check_source("generate", ids)
         begun = [[self._start(options)] for _ in sources] if starts is None else list(starts)
-        return self._run_policies(self._policies(begun, options, sources), options)
+        return self._run_policies(self._policies(begun, options, sources), options, wanted)
 
     @property
     def max_source_positions(self) -> int:
