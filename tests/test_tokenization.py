@@ -338,8 +338,8 @@ def test_bad_files(tmp_path: Path) -> None:
     refused(r"\[tokenizer_config.json\] must be JSON, .* line 1 column 2")
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").unlink()
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizerFast"}')
-    refused("read for GPT2Tokenizer, CodeGenTokenizer, Qwen2Tokenizer, .* is of RobertaTokenizer, save it")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizerFast"}')
+    refused("read for GPT2Tokenizer, CodeGenTokenizer, GPTNeoXTokenizer, Qwen2Tokenizer, .* is of CTRLTokenizer, save it")
 
 
 def test_sentencepiece_with_a_piece_that_is_no_text(tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ class AddedTokenSplitter:
         longest_first = sorted(self._tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
-    def split(self, text: str) -> Iterator[str | int]:
-        """The text in order: stretches without added tokens (never empty), and ids of added tokens."""
+    def split(self, text: str) -> Iterator[tuple[int, int, int | None]]:
+        """The text in order as (begin, end, id): stretches without added tokens (id None, never empty), and tokens.
+
+        A token's stretch includes the spaces it swallows.
+        """
         begin = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             token, id = self._tokens[match[0]]
@@ -29,11 +32,11 @@ class AddedTokenSplitter:
             if token.rstrip:
                 last = len(text) - len(text[last:].lstrip())
             if begin < first:
-                yield text[begin:first]
-            yield id
+                yield begin, first, None
+            yield first, last, id
             begin = last
         if begin < len(text):
-            yield text[begin:]
+            yield begin, len(text), None
 
 
 def _touches_word(text: str, first: int, last: int) -> bool:

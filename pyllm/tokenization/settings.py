@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.json_file import read_json_object
 from ..errors import TokenizerError
+from .class_defaults import CLASS_TOKENS, MODEL_CLASSES, WIDE_MASK_CLASSES
 
-# What a tokenizer class has unless its files say otherwise (transformers' own defaults).
-CLASS_TOKENS = {
-    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-    "CodeGenTokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>"),
-    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-}
-# The class of a model type whose tokenizer_config.json names none.
-MODEL_CLASSES = {"gpt2": "GPT2Tokenizer", "opt": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "llama": "LlamaTokenizer"}
+NO_LIMIT = 10**12  # transformers writes 10**30 for "no limit"
+SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,8 @@ class Settings:
     """Tokenizer settings by transformers' names; None where no file says anything.
 
     class_name: without the suffix Fast, "" if unknown. named: "bos_token" etc. -> content. added: in the order of ids,
-    then the special ones that have no id of their own.
+    then the special ones that have no id of their own. extra: contents of additional_special_tokens.
+    model_max_length: None for no limit. values: everything the files say, for what only some classes have.
     """
 
     class_name: str
@@ -55,6 +50,32 @@ class Settings:
     add_prefix_space: bool | None = None
     legacy: bool = False
     clean_up_tokenization_spaces: bool = False
+    extra: tuple[str, ...] = ()
+    model_max_length: int | None = None
+    padding_side: str = "right"
+    truncation_side: str = "right"
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A setting that is true or false. Raises TokenizerError for anything else."""
+        value = _flag(self.values, key)
+        return default if value is None else value
+
+    def text(self, key: str) -> str | None:
+        """A setting that is text or absent. Raises TokenizerError for anything else."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise TokenizerError(f"[tokenizer_config.json] {key} must be text, got {value!r:.60}, correct it")
+        return value
+
+    def count(self, key: str, default: int, most: int = 1 << 20) -> int:
+        """A setting that is a number of things. Raises TokenizerError for anything else."""
+        value = self.values.get(key, default)
+        if type(value) is not int or not 0 <= value <= most:
+            raise TokenizerError(
+                f"[tokenizer_config.json] {key} must be from 0 to {most}, got {value!r:.60}, correct it"
+            )
+        return value
 
 
 def read_settings(folder: Path, config: dict[str, Any]) -> Settings:
@@ -65,9 +86,13 @@ def read_settings(folder: Path, config: dict[str, Any]) -> Settings:
         # Older folders: the same facts are spread over two more files, which win.
         values = {**values, **_optional(folder / "special_tokens_map.json")}
     class_name = _class_name(values, config)
-    defaults = {k: AddedToken(v, optional=True) for k, v in CLASS_TOKENS.get(class_name, {}).items() if k not in values}
+    defaults = CLASS_TOKENS.get(class_name, {})
     named = {k: v for k, v in values.items() if k.endswith("_token") and isinstance(v, (str, dict))}
-    special = {**{key: _token(key, value) for key, value in named.items()}, **defaults}
+    special = {key: _token(key, value) for key, value in named.items()}
+    special |= {k: AddedToken(content, optional=True) for k, content in defaults.items() if k not in values}
+    mask = special.get("mask_token")
+    if mask is not None and class_name in WIDE_MASK_CLASSES and not isinstance(named.get("mask_token"), dict):
+        special["mask_token"] = replace(mask, lstrip=True)
     extra = _extra_tokens(values)
     if "added_tokens_decoder" not in values:
         contents = {token.content for token in (*special.values(), *extra)}
@@ -82,6 +107,11 @@ def read_settings(folder: Path, config: dict[str, Any]) -> Settings:
         add_prefix_space=_flag(values, "add_prefix_space"),
         legacy=bool(_flag(values, "legacy")),
         clean_up_tokenization_spaces=bool(_flag(values, "clean_up_tokenization_spaces")),
+        extra=tuple(token.content for token in extra),
+        model_max_length=_max_length(values),
+        padding_side=_side(values, "padding_side"),
+        truncation_side=_side(values, "truncation_side"),
+        values=values,
     )
 
 
@@ -101,6 +131,24 @@ def _flag(values: dict[str, Any], key: str) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise TokenizerError(f"[tokenizer_config.json] {key} must be true or false, got {value!r:.60}, correct it")
     return value
+
+
+def _max_length(values: dict[str, Any]) -> int | None:
+    value = values.get("model_max_length")
+    if value is None or (isinstance(value, (int, float)) and value > NO_LIMIT):
+        return None
+    if type(value) is not int or value <= 0:
+        raise TokenizerError(
+            f"[tokenizer_config.json] model_max_length must be a positive integer, got {value!r:.60}, correct it"
+        )
+    return value
+
+
+def _side(values: dict[str, Any], key: str) -> str:
+    value = values.get(key, "right")
+    if value not in SIDES:
+        raise TokenizerError(f"[tokenizer_config.json] {key} must be left or right, got {value!r:.60}, correct it")
+    return str(value)
 
 
 def _token(where: str, value: Any, id: int | None = None) -> AddedToken:

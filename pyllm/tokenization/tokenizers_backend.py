@@ -1,37 +1,21 @@
-"""Tokenizers of the `tokenizers` library: tokenizer.json, or byte-level BPE from vocab.json and merges.txt."""
+"""Tokenizers of the `tokenizers` library, and reading them from tokenizer.json."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers, processors
 
 from ..errors import TokenizerError
+from .encoding import A, B, Pieces, Template
 from .settings import AddedToken, Settings
 from .streams import HeldStream, Stream, stream_of
+from .text_streams import CleanedStream, cleaned
 
-# Source: transformers, tokenization_qwen2.py. Words with one mark before them, single digits, punctuation, space.
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer")
-GENERIC_CLASSES = ("", "PreTrainedTokenizer", "TokenizersBackend")
 SPACE = "\u2581"  # SentencePiece's visible space
-# transformers' clean_up_tokenization, which it applies to WordPiece and Unigram vocabularies only.
-CLEAN_UP = {
-    " .": ".",
-    " ?": "?",
-    " !": "!",
-    " ,": ",",
-    " ' ": "'",
-    " n't": "n't",
-    " 'm": "'m",
-    " 's": "'s",
-    " 've": "'ve",
-    " 're": "'re",
-}
 
 
 class TokenizersBackend:
@@ -45,19 +29,29 @@ class TokenizersBackend:
         self._clean_up = settings.clean_up_tokenization_spaces and not isinstance(core.model, models.BPE)
         self.size = 1 + max(core.get_vocab(with_added_tokens=True).values(), default=-1)
         self.special_ids = frozenset(id for id, token in core.get_added_tokens_decoder().items() if token.special)
+        self.template = template_of(core.post_processor)
         decoder = None if core.decoder is None else json.loads(core.decoder.__getstate__())
-        self._make_stream = None if self._clean_up else stream_of(decoder)
+        # transformers cleans up after WordPiece and Unigram vocabularies only.
+        self._make_stream = stream_of(decoder)
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        # A space of its own before the text's first one, which Metaspace takes for the one it would put.
-        if self._doubles_space and text.startswith((" ", SPACE)):
-            text = SPACE + text
-        ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+    def encode(self, text: str, target: bool) -> list[int]:
+        ids: list[int] = self._core.encode(self._spaced(text), add_special_tokens=False).ids
         return ids
+
+    def pieces(self, text: str, target: bool) -> Pieces:
+        spaced = self._spaced(text)
+        encoding = self._core.encode(spaced, add_special_tokens=False)
+        shift = len(spaced) - len(text)
+        offsets = [(max(begin - shift, 0), max(end - shift, 0)) for begin, end in encoding.offsets]
+        return Pieces(encoding.ids, offsets, encoding.word_ids)
+
+    def _spaced(self, text: str) -> str:
+        """With a space of its own before the text's first one, which Metaspace takes for the one it would put."""
+        return SPACE + text if self._doubles_space and text.startswith((" ", SPACE)) else text
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         text: str = self._core.decode(ids, skip_special_tokens=skip_special_tokens)
-        return _cleaned(text) if self._clean_up else text
+        return cleaned(text) if self._clean_up else text
 
     def token_to_id(self, token: str) -> int | None:
         id: int | None = self._core.token_to_id(token)
@@ -68,11 +62,13 @@ class TokenizersBackend:
         return token
 
     def stream(self) -> Stream:
-        return self._make_stream() if self._make_stream else HeldStream(self._join)
+        if self._make_stream is None:
+            return HeldStream(self._join)
+        return CleanedStream(self._make_stream()) if self._clean_up else self._make_stream()
 
     def _join(self, tokens: list[str]) -> str:
         text: str = self._core.decoder.decode(tokens)
-        return _cleaned(text) if self._clean_up else text
+        return cleaned(text) if self._clean_up else text
 
 
 def read_tokenizer_json(path: Path, settings: Settings) -> TokenizersBackend:
@@ -85,37 +81,45 @@ def read_tokenizer_json(path: Path, settings: Settings) -> TokenizersBackend:
         ) from error
     except Exception as error:
         raise TokenizerError(f"[{path.name}] {path} is not a tokenizer: {error}, save it again") from error
-    _add_tokens(core, settings)
+    add_tokens(core, settings)
     return TokenizersBackend(core, settings)
 
 
-def read_vocab_and_merges(folder: Path, settings: Settings) -> TokenizersBackend:
-    """Byte-level BPE as GPT-2 or Qwen2 has it. Raises TokenizerError."""
-    name = settings.class_name
-    if name not in BYTE_LEVEL_CLASSES + GENERIC_CLASSES:
-        raise TokenizerError(
-            f"[tokenizer] vocab.json and merges.txt are read for {', '.join(BYTE_LEVEL_CLASSES)}, "
-            f"{folder} is of {name}, save it with transformers so that it has tokenizer.json"
-        )
-    try:
-        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:
-        raise TokenizerError(f"[tokenizer] vocab.json and merges.txt in {folder} do not fit: {error}") from error
-    core = tokenizers.Tokenizer(model)
-    prefix = bool(settings.add_prefix_space)
-    if name == "Qwen2Tokenizer":
-        core.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated", invert=False)
-        core.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(prefix, use_regex=False)])
-    else:
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    core.decoder = decoders.ByteLevel()
-    _add_tokens(core, settings)
-    _set_bos_eos(core, settings)
-    return TokenizersBackend(core, settings)
+def template_of(processor: processors.PostProcessor | None) -> Template:
+    """The special tokens that a post-processor puts around texts. Raises TokenizerError for two that do it."""
+    if processor is None:
+        return Template()
+    state = json.loads(processor.__getstate__())
+    parts = state["processors"] if state["type"] == "Sequence" else [state]
+    putting = [part for part in parts if part["type"] != "ByteLevel"]
+    if len(putting) > 1:
+        kinds = " and ".join(part["type"] for part in putting)
+        raise TokenizerError(f"[tokenizer.json] post_processor must put special tokens once, got {kinds}, keep one")
+    if not putting:
+        return Template()
+    part = putting[0]
+    if part["type"] == "TemplateProcessing":
+        ids = {name: token["ids"] for name, token in part["special_tokens"].items()}
+        return Template(_template_parts(part["single"], ids), _template_parts(part["pair"], ids))
+    cls, sep = part["cls"][1], part["sep"][1]
+    pair: tuple[tuple[int, int], ...]
+    if part["type"] == "RobertaProcessing":
+        pair = ((cls, 0), (A, 0), (sep, 0), (sep, 0), (B, 0), (sep, 0))
+    else:  # BertProcessing
+        pair = ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))
+    return Template(((cls, 0), (A, 0), (sep, 0)), pair)
 
 
-def _add_tokens(core: tokenizers.Tokenizer, settings: Settings) -> None:
+def _template_parts(items: list[dict[str, Any]], ids: dict[str, list[int]]) -> tuple[tuple[int, int], ...]:
+    parts: list[tuple[int, int]] = []
+    for item in items:
+        ((kind, value),) = item.items()
+        wanted = ids[value["id"]] if kind == "SpecialToken" else [{"A": A, "B": B}[value["id"]]]
+        parts += [(id, value["type_id"]) for id in wanted]
+    return tuple(parts)
+
+
+def add_tokens(core: tokenizers.Tokenizer, settings: Settings) -> None:
     """Add the tokens of the settings; each must get the id it was declared with."""
     present = {token.content for token in core.get_added_tokens_decoder().values()}
     wanted = [
@@ -148,19 +152,6 @@ def _library_token(token: AddedToken) -> tokenizers.AddedToken:
     )
 
 
-def _set_bos_eos(core: tokenizers.Tokenizer, settings: Settings) -> None:
-    """What surrounds a text: only what the flags ask for. (tokenizer.json has it written down, and its word counts.)"""
-    bos = settings.named.get("bos_token") if settings.add_bos_token else None
-    eos = settings.named.get("eos_token") if settings.add_eos_token else None
-    before = [] if bos is None else [f"{bos}:0"]
-    after = [] if eos is None else [f"{eos}:0"]
-    core.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A:0", *after],
-        pair=[*before, "$A:0", *after, *before, "$B:0", *after],
-        special_tokens=[(token, core.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token is not None],
-    )
-
-
 def _set_llama_prefix(core: tokenizers.Tokenizer, settings: Settings) -> bool:
     """Put a space before the text only, not after every special token, unless the settings say `legacy`.
 
@@ -178,9 +169,3 @@ def _set_llama_prefix(core: tokenizers.Tokenizer, settings: Settings) -> bool:
     core.normalizer = None
     core.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
     return scheme == "first"
-
-
-def _cleaned(text: str) -> str:
-    for old, new in CLEAN_UP.items():
-        text = text.replace(old, new)
-    return text
