@@ -94,8 +94,11 @@ def native_dtype(network: Network, tensors: BoundCheckpoint) -> str:
     """What the bulk of the weights is stored in: "float32" for F32, "bfloat16" for BF16 and F16."""
     elements: dict[str, int] = {}
     matrices = {matrix: None for program in network.programs.values() for matrix in program.matrices()}
+    held = set(tensors.names())
     for matrix in matrices:
         for source in matrix.sources:
+            if source.name not in held:  # computed, not stored
+                continue
             stored = tensors.dtype(source.name)
             size = 1
             for length in source.shape:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..program.program import Attention, Network, Program, as_network
+from ..program.program import Attention, Derived, Network, Program, Source, as_network
 
 STORED_TYPES = ("F32", "F16", "BF16")
 LISTED = 1000  # problems in one message: more than a model mixed up by mistake has, less than a lying one can have
@@ -21,15 +21,20 @@ LISTED = 1000  # problems in one message: more than a model mixed up by mistake 
 class BoundCheckpoint:
     """A network's tensors under their canonical names, mapped from the files; valid until the checkpoint is closed.
 
-    constants: float32 arrays under names of their own.
+    constants: float32 arrays under names of their own. derived: what is computed from tensors, at every reading.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, names: dict[str, str], constants: Mapping[str, NDArray[np.float32]]
+        self,
+        checkpoint: Checkpoint,
+        names: dict[str, str],
+        constants: Mapping[str, NDArray[np.float32]],
+        derived: Mapping[str, Derived],
     ) -> None:
         self._checkpoint = checkpoint
         self._names = names  # canonical -> as stored
         self._constants = constants
+        self._derived = derived
 
     def names(self) -> list[str]:
         """Canonical names of what the checkpoint holds, in the order the network uses them."""
@@ -37,16 +42,27 @@ class BoundCheckpoint:
 
     def tensor(self, name: str) -> NDArray[Any]:
         """The array as stored, read-only; bfloat16 as uint16."""
+        if name in self._derived:
+            derived = self._derived[name]
+            return np.asarray(derived.compute([self._taken(source) for source in derived.inputs]), np.float32)
         return self._constants[name] if name in self._constants else self._checkpoint.tensor(self._names[name])
 
     def dtype(self, name: str) -> str:
         """How it is stored: "F32", "F16" or "BF16"."""
-        return "F32" if name in self._constants else self._checkpoint.dtype(self._names[name])
+        return self._checkpoint.dtype(self._names[name]) if name in self._names else "F32"
 
     def release(self, name: str) -> None:
         """Says that the tensor's pages will not be read again."""
-        if name not in self._constants:
+        if name in self._names:
             self._checkpoint.release(self._names[name])
+
+    def _taken(self, source: Source) -> NDArray[np.float32]:
+        """The rows that a source takes of its tensor, as float32."""
+        array = self.tensor(source.name)
+        if array.dtype == np.uint16:
+            array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        array = array.T if source.transposed else array
+        return np.asarray(array[source.begin : source.end or None], np.float32)
 
 
 def bind_tensors(
@@ -71,6 +87,7 @@ def bind_tensors(
             stored[name] = stored[other]
     sources = [source for program in programs for source in program.sources()]
     constants = {name: array for program in programs for name, array in program.constants.items()}
+    derived = {name: each for program in programs for name, each in program.derived.items()}
     for source in sources:
         if source.optional and source.name not in stored:
             constants[source.name] = np.zeros(source.shape, np.float32)
@@ -91,7 +108,7 @@ def bind_tensors(
             + (f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else "")
             + "\nCheck that config.json and the weight files belong together"
         )
-    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed}, constants)
+    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed}, constants, derived)
 
 
 def _layers(programs: list[Program]) -> str:

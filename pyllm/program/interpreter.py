@@ -18,6 +18,7 @@ from .program import (
     Attention,
     BufferOp,
     CrossAttention,
+    Disentangled,
     Embed,
     Experts,
     HeadNorm,
@@ -266,7 +267,10 @@ class Interpreter:
                 "window": op.window,
                 "softcap": op.softcap,
             }
-            options["bias"] = self._bias(op.bias, len(keys), rows.stop - rows.start)
+            if isinstance(op.bias, Disentangled):
+                options["bias"] = _disentangled(op.bias, trace, rows)
+            else:
+                options["bias"] = self._bias(op.bias, len(keys), rows.stop - rows.start)
             options["bfloat16"] = self.bfloat16
             out[rows] = reference.attention(q[rows], keys, values, **options)
             self._note_weights(op.out.name, weights, q[rows], keys, options)
@@ -319,6 +323,21 @@ class Interpreter:
         if weights is not None:
             p = reference.attention_weights(q, keys, **options)
             weights.setdefault(name, []).append(p / p.sum(-1, keepdims=True))
+
+
+def _disentangled(bias: Disentangled, trace: dict[str, Array], rows: slice) -> Array:
+    """[H, T, T] of one sequence."""
+    tokens = np.arange(rows.stop - rows.start)
+    distance = tokens[None, :] - tokens[:, None]  # [query, key]
+    place = np.clip(distance - bias.first, 0, len(bias.c2p_index) - 1)
+    total = np.zeros((bias.num_heads, len(tokens), len(tokens)))
+    if bias.c2p is not None:
+        by_query = trace[bias.c2p.name][rows].reshape(len(tokens), bias.num_heads, bias.span).transpose(1, 0, 2)
+        total += by_query[:, tokens[:, None], np.asarray(bias.c2p_index)[place]]
+    if bias.p2c is not None:
+        by_key = trace[bias.p2c.name][rows].reshape(len(tokens), bias.num_heads, bias.span).transpose(1, 0, 2)
+        total += by_key[:, tokens[None, :], np.asarray(bias.p2c_index)[place]]
+    return total
 
 
 def _normalised(kind: str, x: Array, weight: Array, bias: Array | None, eps: float) -> Array:

@@ -11,6 +11,7 @@ from .program import (
     Buffer,
     BufferOp,
     CrossAttention,
+    Disentangled,
     Embed,
     Experts,
     HeadNorm,
@@ -142,6 +143,9 @@ def _attention(op: Attention) -> str:
         parts.append(f"softcap {op.softcap:g}")
     if isinstance(op.bias, Alibi):
         parts.append(f"bias by distance, slopes {op.bias.slopes[0]:.6g} to {op.bias.slopes[-1]:.6g}")
+    if isinstance(op.bias, Disentangled):
+        names = [buffer.name for buffer in (op.bias.c2p, op.bias.p2c) if buffer is not None]
+        parts.append(f"bias by content and distance {', '.join(names)}")
     if isinstance(op.bias, RelativeBias):
         parts.append(f"bias by distance {op.bias.source.name} {list(op.bias.source.shape)}")
     return f"attention({', '.join(parts)})"

@@ -5,7 +5,7 @@ Rows: every buffer is [rows, cols] float32 where rows is "T" (tokens of this ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +40,15 @@ class Source:
     begin: int = 0
     end: int = 0
     optional: bool = False
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A tensor computed once, at load, from tensors of the checkpoint: compute(arrays of `inputs`, float32, each as its
+    Source takes it) -> float32."""
+
+    inputs: tuple[Source, ...]
+    compute: Callable[[list[NDArray[np.float32]]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,24 @@ class Alibi:
     def num_heads(self) -> int:
         """One slope a head."""
         return len(self.slopes)
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """A bias that depends on content and distance (DeBERTa; He et al. 2021), for attention that is not causal.
+
+    Both index lists are for the distances key - query = first, first + 1, ...; beyond either end that end counts. With
+    d the place of a distance in them: score[h, query, key] += c2p[query, h * span + c2p_index[d]]
+    + p2c[key, h * span + p2c_index[d]]. c2p and p2c are [T, num_heads * span], or None for no such term.
+    """
+
+    c2p: Buffer | None
+    p2c: Buffer | None
+    num_heads: int
+    span: int
+    first: int
+    c2p_index: tuple[int, ...]
+    p2c_index: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -239,7 +266,7 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     causal: bool = True
-    bias: RelativeBias | Alibi | None = None
+    bias: RelativeBias | Alibi | Disentangled | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +317,7 @@ class Program:
     vocab_size                           ids lie below
     hidden                               buffers that are transformers' `hidden_states`, in its order
     constants                            float32 arrays that sources name and no checkpoint holds (sinusoids)
+    derived                              tensors that sources name and that are computed from the checkpoint's
     """
 
     family: str
@@ -308,6 +336,7 @@ class Program:
     cross_head_dim: int = 0
     hidden: tuple[str, ...] = ()
     constants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
+    derived: Mapping[str, Derived] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         from pyllm.program.listing import listing
@@ -348,13 +377,15 @@ class Program:
         return list(dict.fromkeys(bias for bias in used if isinstance(bias, RelativeBias)))
 
     def sources(self) -> list[Source]:
-        """Every checkpoint tensor the program reads; constants are not among them."""
+        """Every checkpoint tensor the program reads: no constants, and of what is derived that which it comes from."""
         found: dict[Source, None] = {}
         for matrix in self.matrices():
             found |= dict.fromkeys((*matrix.sources, *matrix.bias))
         found |= dict.fromkeys(vector.source for vector in self.vectors())
         found |= dict.fromkeys(bias.source for bias in self.biases())
-        return [source for source in found if source.name not in self.constants]
+        for derived in self.derived.values():
+            found |= dict.fromkeys(derived.inputs)
+        return [source for source in found if source.name not in self.constants and source.name not in self.derived]
 
 
 @dataclass(frozen=True)

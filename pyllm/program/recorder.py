@@ -29,6 +29,8 @@ from .program import (
     Attention,
     Buffer,
     CrossAttention,
+    Derived,
+    Disentangled,
     Embed,
     Experts,
     HeadNorm,
@@ -68,6 +70,7 @@ class Recorder:
         self._cross: list[tuple[int, int]] = []  # the same of the cross cache
         self._hidden: list[str] = []
         self._constants: dict[str, NDArray[np.float32]] = {}
+        self._derived: dict[str, Derived] = {}
 
     @contextmanager
     def layer(self, index: int) -> Iterator[None]:
@@ -115,6 +118,11 @@ class Recorder:
         """A tensor that no checkpoint holds, as a source: float32, any shape."""
         self._constants[name] = np.ascontiguousarray(values, np.float32)
         return Source(name, values.shape)
+
+    def derived(self, name: str, shape: tuple[int, ...], derived: Derived) -> Source:
+        """A tensor computed at load from others, as a source."""
+        self._derived[name] = derived
+        return Source(name, shape)
 
     def hidden(self, x: Buffer) -> Buffer:
         """Marks x as the next of transformers' `hidden_states`; returns it."""
@@ -224,7 +232,7 @@ class Recorder:
         rope_interleaved: bool = False,
         window: int = 0,
         softcap: float = 0.0,
-        bias: RelativeBias | Alibi | None = None,
+        bias: RelativeBias | Alibi | Disentangled | None = None,
     ) -> Buffer:
         """[T, num_heads * head_dim] from qkv [T, (num_heads + 2 * num_kv_heads) * head_dim]. Causal and cached in a
         decoder; in an encoder each row sees its whole sequence (window w: as far as w - 1 to both sides)."""
@@ -243,6 +251,8 @@ class Recorder:
         if bias is not None:
             fits = bias.num_heads == num_heads
             self._require(fits, name, f"the bias must be of {num_heads} heads, it is of {bias.num_heads}")
+        if isinstance(bias, Disentangled):
+            self._check_disentangled(name, bias)
         self._use(qkv)
         self._caches.append((num_kv_heads, head_dim))
         out = self._new(name, "T", num_heads * head_dim)
@@ -320,7 +330,21 @@ class Recorder:
             cross_head_dim=cross_head_dim,
             hidden=tuple(self._hidden),
             constants=self._constants,
+            derived=self._derived,
         )
+
+    def _check_disentangled(self, name: str, bias: Disentangled) -> None:
+        self._require(not self.causal, name, "a disentangled bias needs whole sequences, this is a decoder")
+        count = len(bias.c2p_index)
+        indices = (*bias.c2p_index, *bias.p2c_index)
+        fits = count > 0 and len(bias.p2c_index) == count and all(0 <= i < bias.span for i in indices)
+        self._require(fits, name, f"a disentangled bias needs two equal lists of indices below {bias.span}")
+        for buffer in (bias.c2p, bias.p2c):
+            if buffer is not None:
+                fits = (buffer.rows, buffer.cols) == ("T", bias.num_heads * bias.span)
+                shape = f"[T, {bias.num_heads * bias.span}]"
+                self._require(fits, name, f"a disentangled bias is {shape}, {_shape(buffer)} was given")
+                self._use(buffer)
 
     def _norm(self, op: Norm) -> Buffer:
         for vector in (op.weight, op.bias):
