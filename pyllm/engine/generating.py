@@ -9,7 +9,7 @@ from typing import Any
 
 from ..decode.options import GenerationOptions
 from ..decode.policy import Policy, make_policy
-from ..errors import ContextLengthError, InvalidOptionError, PromptError, TokenizerError
+from ..errors import InvalidOptionError, PromptError, TokenizerError
 from ..tokenization import Detokenizer
 from .captures import Collected, Wanted, attention_names
 from .engine import Engine
@@ -143,17 +143,6 @@ class GeneratingModel(Model):
 
     def _decode_all(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
-
-    def _check_ids(self, where: str, ids: Sequence[int], vocab_size: int, positions: int) -> None:
-        """Raises PromptError for no ids or ids outside the vocabulary, ContextLengthError for too many."""
-        outside = sorted({token for token in ids if not 0 <= token < vocab_size})
-        if not ids or outside:
-            rule = f"ids must lie in [0, {vocab_size}), got {outside}" if ids else "got no tokens"
-            raise PromptError(f"[{where}] {rule}; pass at least one id of this model's vocabulary")
-        if len(ids) > positions:
-            raise ContextLengthError(
-                f"[{where}] a text must fit the context, got {len(ids)} tokens for a context of {positions}; shorten it"
-            )
 
 
 def _width(options: GenerationOptions) -> int:

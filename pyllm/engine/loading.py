@@ -14,7 +14,7 @@ import numpy as np
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..decode.options import GenerationOptions
 from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
-from ..models import BoundCheckpoint, bind, build_network
+from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import Runner
 from ..program.program import Network
 from ..tokenization import Tokenizer, load_tokenizer
@@ -59,7 +59,7 @@ def load(
         model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only, progress=progress
     )
     try:
-        network = build_network(checkpoint.config)
+        network = network_of(checkpoint)
         tensors = bind(network, checkpoint)
         chosen = native_dtype(network, tensors) if dtype == "auto" else dtype
         runner, chosen = _runner(network, tensors, chosen, device, num_threads, progress)

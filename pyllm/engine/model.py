@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ..errors import OutOfMemoryError, PicklingError, PyllmError
+from ..errors import ContextLengthError, OutOfMemoryError, PicklingError, PromptError, PyllmError
 from ..program.batch import KvCache, Runner
 from ..program.program import Network, Program
 from ..tokenization import Tokenizer
@@ -104,6 +104,17 @@ class Model:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
+
+    def _check_ids(self, where: str, ids: Sequence[int], vocab_size: int, positions: int) -> None:
+        """Raises PromptError for no ids or ids outside the vocabulary, ContextLengthError for too many."""
+        outside = sorted({token for token in ids if not 0 <= token < vocab_size})
+        if not ids or outside:
+            rule = f"ids must lie in [0, {vocab_size}), got {outside}" if ids else "got no tokens"
+            raise PromptError(f"[{where}] {rule}; pass at least one id of this model's vocabulary")
+        if len(ids) > positions:
+            raise ContextLengthError(
+                f"[{where}] a text must fit the context, got {len(ids)} tokens for a context of {positions}; shorten it"
+            )
 
     @contextmanager
     def _cache(self, program: str) -> Iterator[KvCache]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,23 @@ from ..checkpoint import Checkpoint
 from ..errors import InvalidConfigError, UnsupportedModelError
 from ..program.program import Network, Program, as_network
 from .binding import BoundCheckpoint, bind_tensors
+from .encoders import without_head
 
 # model_type -> the module that describes it. A module has Config, canonical(name) and build(config), in this order.
 REGISTRY: dict[str, str] = {
     "gpt2": "pyllm.models.gpt2",
+    "gptj": "pyllm.models.gptj",
+    "codegen": "pyllm.models.gptj",
+    "gpt_neo": "pyllm.models.gpt_neo",
+    "gpt_neox": "pyllm.models.gpt_neox",
+    "opt": "pyllm.models.opt",
+    "bloom": "pyllm.models.bloom",
+    "falcon": "pyllm.models.falcon",
+    "mpt": "pyllm.models.mpt",
+    "gpt_bigcode": "pyllm.models.gpt_bigcode",
+    "starcoder2": "pyllm.models.starcoder2",
+    "phi": "pyllm.models.phi",
+    "stablelm": "pyllm.models.stablelm",
     "llama": "pyllm.models.llama",
     "mistral": "pyllm.models.llama",
     "qwen2": "pyllm.models.llama",
@@ -55,7 +69,7 @@ REGISTRY: dict[str, str] = {
     "modernbert": "pyllm.models.modernbert",
 }
 
-__all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_network", "build_program"]
+__all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_network", "build_program", "network_of"]
 
 
 def build_program(config: Mapping[str, Any]) -> Program:
@@ -75,6 +89,19 @@ def build_network(config: Mapping[str, Any]) -> Network:
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise UnsupportedModelError(f"[config.json] there is no model_type {model_type!r} here, {supported}{hint}")
     return as_network(_module(model_type).build(config))
+
+
+def network_of(checkpoint: Checkpoint) -> Network:
+    """The network of a checkpoint: build_network of its config.json, but a base model where that names a class with a
+    head and no tensor of a head is stored, as in many sentence-transformers folders."""
+    network = build_network(checkpoint.config)
+    module = _module(network.family)
+    if network.head is None:
+        return network
+    head = re.compile(module.HEAD_TENSORS)
+    if any(head.fullmatch(module.canonical(name)) for name in checkpoint.names()):
+        return network
+    return build_network(without_head(checkpoint.config))
 
 
 def bind(network: Network | Program, checkpoint: Checkpoint) -> BoundCheckpoint:
