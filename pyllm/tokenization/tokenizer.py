@@ -135,6 +135,16 @@ class Tokenizer:
         """The token as the vocabulary spells it; None where no token has this id."""
         return self._backend.id_to_token(self._checked(id))
 
+    def tokens_to_text(self, tokens: Iterable[str]) -> str:
+        """The text of tokens as the vocabulary spells them; other strings among them come out as they are."""
+        stream = self._backend.stream()
+        return "".join([*map(stream.push, tokens), stream.finish()])
+
+    @property
+    def subword_prefix(self) -> str:
+        """What the vocabulary puts before tokens that continue a word (WordPiece: "##"); "" without such a mark."""
+        return str(getattr(self._backend, "subword_prefix", ""))
+
     def apply_chat_template(
         self,
         messages: Sequence[Any],

@@ -27,6 +27,7 @@ class TokenizersBackend:
         core.no_padding()
         self._doubles_space = settings.class_name == "LlamaTokenizer" and _set_llama_prefix(core, settings)
         self._clean_up = settings.clean_up_tokenization_spaces and not isinstance(core.model, models.BPE)
+        self.subword_prefix: str = getattr(core.model, "continuing_subword_prefix", None) or ""
         self.size = 1 + max(core.get_vocab(with_added_tokens=True).values(), default=-1)
         self.special_ids = frozenset(id for id, token in core.get_added_tokens_decoder().items() if token.special)
         self.template = template_of(core.post_processor)
