@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from toy_decoders_a import CONFIGS_A, STORED_DTYPE_A
+
 VOCAB_SIZE = 131
 
 _LLAMA: dict[str, Any] = {
@@ -163,6 +165,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+CONFIGS |= CONFIGS_A
+
 # How the weights are stored: all three types a checkpoint may have, fp32 where beams are compared.
 STORED_DTYPE: dict[str, str] = {
     "gpt2": "float32",
@@ -176,6 +180,8 @@ STORED_DTYPE: dict[str, str] = {
     "qwen2-window": "bfloat16",
     "mistral": "bfloat16",
 }
+
+STORED_DTYPE |= STORED_DTYPE_A
 
 # Models with recorded beams and filters (the others have logits, greedy text and one search of 4 beams).
 SEARCH_MODELS = ("gpt2", "llama", "qwen2")

@@ -35,7 +35,8 @@ class Fields:
             value, own = config.get(other), self._config.get(name)
             if value is not None and own is not None and value != own:
                 self.invalid(f"{other} and {name} are the same field, got {value!r} and {own!r}")
-            self._config[name] = own if value is None else value
+            if value is not None:
+                self._config[name] = value
         if config.get("quantization_config") is not None:
             method = config["quantization_config"]
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
@@ -44,6 +45,18 @@ class Fields:
     def raw(self, name: str) -> Any:
         """The value as it stands, or None."""
         return self._config.get(name)
+
+    def has(self, name: str) -> bool:
+        """Whether the file mentions the field, be it as null."""
+        return name in self._config
+
+    def integers(self, name: str, *, below: int) -> tuple[int, ...]:
+        """A list of whole numbers from 0 to below - 1; missing or null: empty."""
+        values = self._get(name, [])
+        if isinstance(values, list) and all(type(value) is int and 0 <= value < below for value in values):
+            return tuple(values)
+        self.invalid(f"{name} must be a list of whole numbers from 0 to {below - 1}, got {values!r:.80}")
+        return ()
 
     def integer(self, name: str, default: Any = _MISSING, *, low: int = 1, high: int = LARGEST) -> int:
         """A whole number in [low, high]."""
