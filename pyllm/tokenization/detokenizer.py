@@ -7,6 +7,7 @@ from typing import SupportsIndex
 
 from .backend import Backend
 from .streams import Stream
+from .text_streams import CleanedStream
 
 
 class Detokenizer:
@@ -16,13 +17,21 @@ class Detokenizer:
     """
 
     def __init__(
-        self, backend: Backend, check: Callable[[SupportsIndex], int], prompt_ids: Sequence[int], skip_special: bool
+        self,
+        backend: Backend,
+        check: Callable[[SupportsIndex], int],
+        prompt_ids: Sequence[int],
+        skip_special: bool,
+        clean_up: bool | None = None,
     ) -> None:
-        """check: gives an id as an int, or raises TokenizerError."""
+        """check: gives an id as an int, or raises TokenizerError. clean_up: None: as the backend does."""
         self._check = check
         self._id_to_token = backend.id_to_token
         self._skipped: frozenset[int] = backend.special_ids if skip_special else frozenset()
         self._stream: Stream = backend.stream()
+        if clean_up is not None:
+            bare = self._stream.inner if isinstance(self._stream, CleanedStream) else self._stream
+            self._stream = CleanedStream(bare) if clean_up else bare
         for id in prompt_ids:
             self.push(id)
         if len(prompt_ids):

@@ -35,12 +35,12 @@ class CleanedStream:
     """
 
     def __init__(self, inner: Stream) -> None:
-        self._inner = inner
+        self.inner = inner
         self._text = ""
         self._skip = 0
 
     def push(self, token: str) -> str:
-        self._text += self._inner.push(token)
+        self._text += self.inner.push(token)
         cut = len(self._text)
         while (cut := self._text.rfind(" ", 0, cut)) > 0:
             if self._text[cut - 1] not in " '":
@@ -48,11 +48,11 @@ class CleanedStream:
         return ""
 
     def mark(self) -> None:
-        self._inner.mark()
+        self.inner.mark()
         self._skip = len(cleaned(self._text))
 
     def finish(self) -> str:
-        self._text += self._inner.finish()
+        self._text += self.inner.finish()
         return self._take(len(self._text))
 
     def _take(self, cut: int) -> str:

@@ -81,20 +81,35 @@ class Tokenizer:
         others = None if pair is None else self._backend.encode(_checked_text(pair), target)
         return (chosen if add_special_tokens else _bare(chosen)).ids(ids, others)
 
-    def encode_plus(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> Encoding:
+    def encode_plus(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+    ) -> Encoding:
         """Ids of `text`, or of `text` and `pair`, with token types and with the place of every token. As `encode`."""
-        chosen = self._template(None, None, False)
+        chosen = self._template(src_lang, tgt_lang, False)
         pieces = self._backend.pieces(_checked_text(text), False)
         others = None if pair is None else self._backend.pieces(_checked_text(pair), False)
         return (chosen if add_special_tokens else _bare(chosen)).encoding(pieces, others)
 
-    def build_inputs(self, ids: Sequence[int], pair_ids: Sequence[int] | None = None) -> Encoding:
+    def build_inputs(
+        self,
+        ids: Sequence[int],
+        pair_ids: Sequence[int] | None = None,
+        *,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+    ) -> Encoding:
         """Special tokens put around tokens that `encode(..., add_special_tokens=False)` gave, or parts of them.
 
         offsets and word_ids of the result are empty.
         """
         pieces, others = Pieces(list(ids)), None if pair_ids is None else Pieces(list(pair_ids))
-        return self._template(None, None, False).encoding(pieces, others, placed=False)
+        return self._template(src_lang, tgt_lang, False).encoding(pieces, others, placed=False)
 
     def num_special_tokens(self, pair: bool = False) -> int:
         """How many special tokens `encode` puts around a text, or around a pair."""
@@ -124,9 +139,18 @@ class Tokenizer:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for ids out of range."""
         return self._backend.decode([self._checked(id) for id in ids], skip_special_tokens)
 
-    def detokenizer(self, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh Detokenizer for tokens that follow `prompt_ids`, whose own text does not come out again."""
-        return Detokenizer(self._backend, self._checked, prompt_ids, skip_special_tokens)
+    def detokenizer(
+        self,
+        prompt_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Detokenizer:
+        """A fresh Detokenizer for tokens that follow `prompt_ids`, whose own text does not come out again.
+
+        clean_up_tokenization_spaces: None: as the folder says, else whether spaces before punctuation are taken out.
+        """
+        clean_up = clean_up_tokenization_spaces
+        return Detokenizer(self._backend, self._checked, prompt_ids, skip_special_tokens, clean_up)
 
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
