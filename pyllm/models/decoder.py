@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from ..program.program import ActivationName, Matrix, NormSlice
+from ..program.program import ActivationName, Matrix, NormSlice, Source
 from .blocks import ACTIVATIONS, joined, table, vector
 from .fields import MAX_LAYERS, Fields
 
@@ -171,3 +171,10 @@ def gate_up(
     """The two input projections of the gated feed-forward block stored under `mlp`, as one matrix."""
     parts = [(f"{mlp}.{name}", ffn) for name in names]
     return joined(f"{mlp}.gate_up_proj", parts, inputs, bias=bias, gated=True)
+
+
+def fused_gate_up(name: str, inputs: int, ffn: int) -> Matrix:
+    """The same where the checkpoint holds both as one tensor [2 * ffn, inputs], the gate first."""
+    shape = (2 * ffn, inputs)
+    sources = (Source(f"{name}.weight", shape, end=ffn), Source(f"{name}.weight", shape, begin=ffn))
+    return Matrix(name, shape, sources, gated=True)
