@@ -42,6 +42,7 @@ TO_RESIDUAL = ("c_proj", "o_proj", "out_proj", "down_proj", "fc_out", "fc2", "w2
 def random_model(name: str) -> Model:
     """A float32 model whose logits have a deviation of 1 to 3; every weight is exact in the stored type."""
     config = AutoConfig.for_model(**CONFIGS[name])
+    config._experts_implementation = "eager"  # the default one computes in no float64
     model = AutoModelForCausalLM.from_config(config).eval().float()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
@@ -50,7 +51,8 @@ def random_model(name: str) -> Model:
         for key, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                value = 0.3 * noise if key.endswith("bias") else 1 + 0.2 * noise
+                unit = float(parameter.any())  # Gemma's norms multiply by 1 + weight, and begin with zeros
+                value = 0.3 * noise if key.endswith("bias") else unit + 0.2 * noise
             elif id(parameter) in embeddings:
                 value = 0.4 * noise
             else:
