@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,12 @@ NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class Placed(NamedTuple):
-    """A piece and the characters of the text it stands for."""
+    """A piece and the characters of the text it stands for. piece: its text, for unknown ones that of the input."""
 
     id: int
     begin: int
     end: int
+    piece: str = ""
 
 
 class PieceModel:
@@ -38,23 +40,43 @@ class PieceModel:
         ids: list[int] = self._model.encode(text)
         return ids
 
+    def split(self, text: str) -> list[str]:
+        """The pieces as text; unknown ones are stretches of the (normalized) input."""
+        pieces: list[str] = self._model.encode(text, out_type=str)
+        return pieces
+
     def place(self, text: str) -> list[Placed]:
         """The pieces of the text with their places; pieces of one expanded character all have its place."""
         placed = list(_read_pieces(self._model.encode(text, out_type="serialized_proto")))
         if not text.isascii():
             at = _character_of_byte(text)
-            placed = [Placed(id, at[begin], at[end]) for id, begin, end in placed]
+            placed = [Placed(id, at[begin], at[end], piece) for id, begin, end, piece in placed]
         for i in range(len(placed) - 2, -1, -1):
-            id, begin, end = placed[i]
+            id, begin, end, piece = placed[i]
             following = placed[i + 1]
             if begin == end == following.begin and self.pieces[id] != SPACE:
-                placed[i] = Placed(id, begin, following.end)
+                placed[i] = Placed(id, begin, following.end, piece)
         return placed
 
     def find(self, piece: str) -> int | None:
         # piece_to_id answers with the unknown piece's id for what it does not know.
         id: int = self._model.piece_to_id(piece)
         return id if self.pieces[id] == piece else None
+
+
+def place_of_word(text: str, begin: int, end: int, stop: int, trim: bool) -> tuple[int, int]:
+    """The place of a piece that begins a word; trim: without the spaces, or what counts as such, at its front.
+
+    A space of no width has the place of the character it was put before, as in the `tokenizers` library. stop: where
+    the stretch of text ends.
+    """
+    while trim and begin < end and _is_space(text[begin]):
+        begin += 1
+    return (begin, end) if begin < end or begin >= stop else (begin, begin + 1)
+
+
+def _is_space(char: str) -> bool:
+    return char.isspace() or char == SPACE or unicodedata.category(char) in ("Cf", "Cc")
 
 
 def _load(path: Path, patch: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -82,12 +104,15 @@ def _character_of_byte(text: str) -> list[int]:
 def _read_pieces(message: bytes) -> Iterator[Placed]:
     """Pieces of a serialized SentencePieceText, places in bytes. (Its Python class would need protobuf.)
 
-    SentencePieceText: repeated SentencePiece pieces = 2. SentencePiece: id = 2, begin = 4, end = 5, all varints.
+    SentencePieceText: repeated SentencePiece pieces = 2. SentencePiece: piece = 1, id = 2, begin = 4, end = 5.
     """
     for field, value in _fields(message):
         if field == 2 and isinstance(value, bytes):
-            numbers = {field: number for field, number in _fields(value) if isinstance(number, int)}
-            yield Placed(numbers.get(2, 0), numbers.get(4, 0), numbers.get(5, 0))
+            parts = dict(_fields(value))
+            numbers = {field: part for field, part in parts.items() if isinstance(part, int)}
+            piece = parts.get(1)
+            text = piece.decode("utf-8", "replace") if isinstance(piece, bytes) else ""
+            yield Placed(numbers.get(2, 0), numbers.get(4, 0), numbers.get(5, 0), text)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:

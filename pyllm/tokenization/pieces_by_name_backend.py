@@ -11,7 +11,7 @@ from ..errors import TokenizerError
 from .added_tokens import AddedTokenSplitter
 from .encoding import Pieces, template
 from .languages import Languages, code_token, codes_of
-from .piece_model import SPACE, PieceModel
+from .piece_model import SPACE, PieceModel, place_of_word
 from .settings import AddedToken, Settings
 from .streams import Stream
 from .text_streams import CleanedStream, RunsStream
@@ -80,7 +80,7 @@ class NamedPiecesBackend:
                 continue
             code = self._code(text[begin:end])
             out += [self._number(code, ids)] if code else []
-            out += [self._number(model.pieces[id], ids) for id in model.encode(text[begin + len(code) : end])]
+            out += [self._number(piece, ids) for piece in model.split(text[begin + len(code) : end])]
         return out
 
     def pieces(self, text: str, target: bool) -> Pieces:
@@ -103,10 +103,12 @@ class NamedPiecesBackend:
             start = begin + len(code)
             if code:
                 add(self._number(code, ids), begin, start, True)
-            for i, (piece, first, last) in enumerate(model.place(text[start:end])):
-                content = model.pieces[piece]
-                skipped = len(text[start + first : start + last]) - len(text[start + first : start + last].lstrip())
-                add(self._number(content, ids), start + first + skipped, start + last, i == 0 or content[:1] == SPACE)
+            for i, placed in enumerate(model.place(text[start:end])):
+                first, last = start + placed.begin, start + placed.end
+                begins_word = placed.piece.startswith(SPACE)
+                if begins_word:
+                    first, last = place_of_word(text, first, last, end, trim=True)
+                add(self._number(placed.piece, ids), first, last, begins_word or i == 0)
         return out
 
     def _code(self, stretch: str) -> str:

@@ -8,7 +8,7 @@ from ..errors import TokenizerError
 from .added_tokens import AddedTokenSplitter
 from .encoding import Pieces, Template, template
 from .piece_families import Family, Prepared, family_of
-from .piece_model import SPACE, PieceModel, Placed
+from .piece_model import SPACE, PieceModel, Placed, place_of_word
 from .settings import AddedToken, Settings
 from .streams import MetaspaceStream, PieceStream, Stream
 from .text_streams import CleanedStream
@@ -121,17 +121,16 @@ class SentencePieceBackend:
                 out.offsets.append((start, stop))
                 out.word_ids.append(word)
                 continue
-            for i, (piece, begin, end) in enumerate(self._place(text[start:stop], start == 0)):
-                word += i == 0 or self._model.pieces[piece].startswith(SPACE)
-                out.ids.append(self._ids[piece])
-                out.offsets.append(self._trimmed(text, start + begin, start + end))
+            for i, placed in enumerate(self._place(text[start:stop], start == 0)):
+                begins_word = self._model.pieces[placed.id].startswith(SPACE)
+                begin, end = start + placed.begin, start + placed.end
+                word += i == 0 or begins_word
+                out.ids.append(self._ids[placed.id])
+                if begins_word:
+                    begin, end = place_of_word(text, begin, end, stop, self._family.trimmed)
+                out.offsets.append((begin, end))
                 out.word_ids.append(word)
         return out
-
-    def _trimmed(self, text: str, begin: int, end: int) -> tuple[int, int]:
-        while self._family.trimmed and begin < end and text[begin].isspace():
-            begin += 1
-        return begin, end
 
     def _model_for(self, stretch: str, first: bool) -> PieceModel:
         if first or (not self._spaces_count and stretch.startswith((" ", SPACE))):
@@ -144,7 +143,7 @@ class SentencePieceBackend:
         if self._family.split is not None:
             cuts = list(self._family.split(stretch))
             parts = [(begin, self._place_part(model, stretch[begin:end])) for begin, end in cuts]
-            return [Placed(id, at + begin, at + end) for at, part in parts for id, begin, end in part]
+            return [Placed(id, at + begin, at + end) for at, part in parts for id, begin, end, _ in part]
         return self._place_part(model, stretch)
 
     def _place_part(self, model: PieceModel, text: str) -> list[Placed]:
