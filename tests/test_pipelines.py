@@ -38,7 +38,7 @@ def test_one_text_gives_a_list_and_several_a_list_of_lists(generator: TextGenera
     assert [record.keys() for record in one] == [{"generated_text"}]
     assert many[0] == one
     assert many == generator([PROMPT, "It was"], batch_size=1, **options)
-    assert many == generator((text for text in [PROMPT, "It was"]), **options)
+    assert many == list(generator((text for text in [PROMPT, "It was"]), **options))
     assert generator([], **options) == []
 
 
@@ -90,7 +90,7 @@ def test_options_given_at_construction_are_defaults_of_each_call() -> None:
     ("task", "options", "error", "message"),
     [
         ("text-generaton", {}, InvalidOptionError, "did you mean 'text-generation'"),
-        ("translation", {}, InvalidOptionError, "the tasks are text-generation"),
+        ("no-such-task", {}, InvalidOptionError, "the tasks are text-generation"),
         ("text-generation", {"max_lenght": 5}, UnknownOptionError, "did you mean 'max_length'"),
         ("text-generation", {"dytpe": "float32"}, UnknownOptionError, "did you mean 'dtype'"),
         ("text-generation", {"torch_dtype": "float32"}, UnknownOptionError, "did you mean 'dtype'"),
@@ -108,10 +108,10 @@ def test_wrong_calls(generator: TextGenerationPipeline) -> None:
         generator("x", return_full_text=True, return_tensors=True)
     with pytest.raises(InvalidOptionError, match="clean_up_tokenization_spaces"):
         generator("x", clean_up_tokenization_spaces=True)
-    with pytest.raises(PromptError, match="takes a str or several"):
+    with pytest.raises(PromptError, match="takes a str, a chat"):
         generator([[1, 2]])
     for inputs in (5, None, b"x", {"x": 1}, ["x", 5]):
-        with pytest.raises(PromptError, match=r"takes a str or several, got (int|None|bytes|dict|a list with int)"):
+        with pytest.raises(PromptError, match=r"or several of these, got (int|None|bytes|dict|a list with int)"):
             generator(inputs)
     with pytest.raises(InvalidOptionError, match="loaded model takes no loading options"):
         pyllm.pipeline("text-generation", generator.model, dtype="float32")

@@ -4,50 +4,88 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from ..engine.language_model import LanguageModel
 from ..engine.loading import default_model, load
+from ..engine.model import Model
 from ..errors import InvalidOptionError, UnknownOptionError
-from .own_options import misspelt
+from .embeddings import EmbeddingsPipeline, SentenceSimilarityPipeline
+from .feature_extraction import FeatureExtractionPipeline
+from .fill_mask import FillMaskPipeline
+from .question_answering import QuestionAnsweringPipeline
+from .text_classification import TextClassificationPipeline
 from .text_generation import TextGenerationPipeline
+from .token_classification import TokenClassificationPipeline
+from .zero_shot_classification import ZeroShotClassificationPipeline
 
-TASKS = {"text-generation": TextGenerationPipeline}
+# A task's class has option_names(), check_options(options), and is made of a loaded model and defaults of its calls.
+TASKS: dict[str, Any] = {
+    "text-generation": TextGenerationPipeline,
+    "question-answering": QuestionAnsweringPipeline,
+    "fill-mask": FillMaskPipeline,
+    "text-classification": TextClassificationPipeline,
+    "sentiment-analysis": TextClassificationPipeline,
+    "token-classification": TokenClassificationPipeline,
+    "ner": TokenClassificationPipeline,
+    "zero-shot-classification": ZeroShotClassificationPipeline,
+    "feature-extraction": FeatureExtractionPipeline,
+    "sentence-similarity": SentenceSimilarityPipeline,
+    "embeddings": EmbeddingsPipeline,
+}
 LOADING = frozenset(load.__kwdefaults__ or {})  # names of the loading options
 
 
-def pipeline(
-    task: str, model: str | os.PathLike[str] | LanguageModel | None = None, **options: Any
-) -> TextGenerationPipeline:
-    """The pipeline of a task on a model.
+def pipeline(task: str, model: str | os.PathLike[str] | Model | None = None, **options: Any) -> Any:
+    """The pipeline of a task on a model: called with inputs, it gives what transformers' pipeline of that name gives.
 
-    task      "text-generation"
-    model     a folder, a Hub id, a loaded LanguageModel, or None for the small model that comes with pyllm
+    task      "text-generation", "question-answering", "fill-mask", "text-classification" ("sentiment-analysis"),
+              "token-classification" ("ner"), "zero-shot-classification", "feature-extraction", "sentence-similarity",
+              "embeddings"
+    model     a folder, a Hub id, a loaded model; for text-generation also None: the small model that comes with pyllm
     options   loading options (see `pyllm.load`: dtype, device, revision, ...); all others are defaults of every call
 
-    Raises InvalidOptionError for an unknown task, and what `pyllm.load` raises.
+    Raises InvalidOptionError for an unknown task, UnknownOptionError, UnsupportedModelError for a model that the task
+    can't use, and what `pyllm.load` raises.
     """
-    if task not in TASKS:
-        near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.5)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")
-    loading, calling = _split(options)
-    if wrong := misspelt(calling, LOADING):
+    kind = _task(task)
+    loading = {name: value for name, value in options.items() if name in LOADING}
+    calling = {name: value for name, value in options.items() if name not in LOADING}
+    if wrong := _misspelt_loading(calling, kind.option_names()):
         raise UnknownOptionError("[pipeline] " + "; ".join(wrong))
-    if isinstance(model, LanguageModel):
+    if isinstance(model, Model):
         if loading:
             raise InvalidOptionError(
                 f"[pipeline] a loaded model takes no loading options, got {', '.join(sorted(loading))}; "
                 "give them to pyllm.load"
             )
-        loaded = model
-    else:
-        TASKS[task].check_options(calling)  # before a long load
-        loaded = load(default_model() if model is None else model, **loading)
-    return TASKS[task](loaded, **calling)
+        return kind(model, **calling)
+    kind.check_options(calling)  # before a long load
+    if model is None:
+        if kind is not TextGenerationPipeline:
+            raise InvalidOptionError(f"[pipeline] {task} needs a model, got none; pass model= a folder or a Hub id")
+        model = default_model()
+    loaded = load(model, **loading)
+    try:
+        return kind(loaded, **calling)
+    except BaseException:
+        loaded.close()
+        raise
 
 
-def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(loading options, options of the calls)"""
-    loading = {name: value for name, value in options.items() if name in LOADING}
-    return loading, {name: value for name, value in options.items() if name not in LOADING}
+def _task(task: str) -> Any:
+    if task in TASKS:
+        return TASKS[task]
+    near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.5)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")
+
+
+def _misspelt_loading(calling: Mapping[str, Any], known: frozenset[str]) -> list[str]:
+    """A sentence for each option that is unknown and comes nearest to a loading option."""
+    found = []
+    for name in sorted(calling.keys() - known):
+        near = difflib.get_close_matches(name, sorted(known | LOADING), n=1, cutoff=0.6)
+        if near and near[0] in LOADING:
+            found.append(f"there is no option {name!r}, did you mean {near[0]!r}?")
+    return found

@@ -16,8 +16,14 @@ _FLAGS = (
     "add_special_tokens",
     "skip_special_tokens",
     "clean_up_tokenization_spaces",
+    "continue_final_message",
+    "include_stop_str_in_output",
+    "truncation",
 )
-NAMES = (*_FLAGS, "stop_sequence", "prefix", "batch_size")
+CHATS = ("continue_final_message", "tools", "documents", "tokenizer_encode_kwargs")  # for messages only
+_IDLE = ("padding", "num_workers")  # texts run without padding, and there is nothing to load
+NAMES = (*_FLAGS, *CHATS, *_IDLE, "stop_sequence", "prefix", "suffix", "batch_size", "handle_long_generation")
+GENERATION = frozenset({*GenerationOptions.__dataclass_fields__, *ALIASES}) - {"given"}
 
 
 def split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,7 +61,7 @@ def kind(own: Mapping[str, Any]) -> str:
 
 def misspelt(generation: Mapping[str, Any], names: Collection[str]) -> list[str]:
     """A sentence for each option that is unknown and comes nearest to one of `names`, not to one of generation's."""
-    known = {*GenerationOptions.__dataclass_fields__, *ALIASES, *NAMES}
+    known = {*GENERATION, *NAMES}
     found = []
     for name in generation.keys() - known:
         near = difflib.get_close_matches(name, sorted({*names, *known}), n=1, cutoff=0.6)
@@ -72,4 +78,16 @@ def _problems(own: Mapping[str, Any]) -> list[str]:
         problems.append(f"batch_size must be an integer >= 1 or None, got {size!r}")
     if not isinstance(own.get("prefix", ""), str):
         problems.append(f"prefix must be a str, got {own['prefix']!r}")
+    suffix = own.get("suffix", "")
+    if not isinstance(suffix, str) and not (isinstance(suffix, list) and all(isinstance(each, str) for each in suffix)):
+        problems.append(f"suffix must be a str, or a list of str for a list of prompts, got {suffix!r:.80}")
+    if own.get("handle_long_generation", "hole") != "hole":
+        problems.append(f"handle_long_generation must be 'hole' or None, got {own['handle_long_generation']!r:.80}")
+    problems += [
+        f"{name} must be a list, got {own[name]!r:.80}"
+        for name in ("tools", "documents")
+        if not isinstance(own.get(name, []), (list, tuple))
+    ]
+    if not isinstance(own.get("tokenizer_encode_kwargs", {}), Mapping):
+        problems.append(f"tokenizer_encode_kwargs must be a dict, got {own['tokenizer_encode_kwargs']!r:.80}")
     return problems

@@ -1,17 +1,25 @@
-"""The text-generation pipeline: transformers' arguments, defaults and return shapes over `LanguageModel`."""
+"""The text-generation pipeline: transformers' arguments, defaults and return shapes over `LanguageModel`.
+
+Prompts are texts, chats (chats.py), or a text with the suffix that is to follow (infilling.py).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, overload
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..decode.options import ALIASES, GenerationOptions
 from ..engine.language_model import LanguageModel
 from ..engine.results import GeneratedSequence, Generation
-from ..errors import PromptError
+from ..errors import InvalidOptionError, PromptError
 from ..tokenization import Tokenizer
-from . import own_options
+from . import chats, inputs, own_options
+from .infilling import Infiller
+from .kinds import require
+from .task_pipeline import with_cut
 
 Record = dict[str, Any]
 
@@ -19,9 +27,27 @@ Record = dict[str, Any]
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 _SAMPLING_DEFAULTS = ("temperature",)
 _TAKES = (
-    "[pipeline] text-generation takes a str or several, got {}; "
-    "for token ids use LanguageModel.generate, for a chat format it to text first"
+    "[pipeline] text-generation takes a str, a chat (a list of messages), or several of these, got {}; "
+    "for token ids use LanguageModel.generate"
 )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as it was given: a text (with the text that is to follow, or None), or the messages of a chat."""
+
+    given: str | list[chats.Message]
+    suffix: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """Everything one call asks for. kind: "full", "new" or "tensors"."""
+
+    own: Record
+    kind: str
+    generation: GenerationOptions
+    infiller: Infiller | None = None
 
 
 class TextGenerationPipeline:
@@ -31,6 +57,7 @@ class TextGenerationPipeline:
 
     def __init__(self, model: LanguageModel, **defaults: Any) -> None:
         self.check_options(defaults)
+        require(self.task, model, ("decoder",))
         self.model = model
         self._defaults = defaults
 
@@ -40,6 +67,11 @@ class TextGenerationPipeline:
         return self.model.tokenizer
 
     @staticmethod
+    def option_names() -> frozenset[str]:
+        """Every option that calls take."""
+        return own_options.GENERATION | frozenset(own_options.NAMES)
+
+    @staticmethod
     def check_options(options: Mapping[str, Any]) -> None:
         """Raises InvalidOptionError or UnknownOptionError for options no call could take."""
         _, generation = own_options.split(options)
@@ -47,35 +79,52 @@ class TextGenerationPipeline:
             warnings.simplefilter("ignore")  # every call will warn of what it does not use
             GenerationOptions.build(DEFAULTS, generation)
 
-    @overload
-    def __call__(self, text_inputs: str, **options: Any) -> list[Record]: ...
-    @overload
-    def __call__(self, text_inputs: Iterable[str], **options: Any) -> list[list[Record]]: ...
-    def __call__(self, text_inputs: str | Iterable[str], **options: Any) -> list[Record] | list[list[Record]]:
-        """Continues one text, or each of several.
+    def __call__(self, text_inputs: Any, **options: Any) -> Any:
+        """Continues one text or chat, or each of several (a list; or a generator, read and answered lazily).
 
-        return_full_text       True (default): "generated_text" is prompt and continuation; False: the continuation
+        return_full_text       True (default): "generated_text" is prompt and continuation, for a chat the list of its
+                               messages with the model's; False: the continuation's text
         return_tensors         True: "generated_token_ids" (prompt and new tokens, a list of int) instead of text
-        stop_sequence          a str or list of them: ends the text, included in it
+        stop_sequence          a str or list of them: ends the text, included in it (the same as stop_strings)
+        include_stop_str_in_output   False: the text ends before the stop string
         prefix                 text put before every prompt, not returned
+        suffix                 the code that is to follow: the model fills in what is between (models that can)
+        continue_final_message   chats: go on with the last message; default: if it is the assistant's
+        tools, documents       chats: what the template tells the model of
+        tokenizer_encode_kwargs   chats: a dict of the template's own variables
+        truncation             True (or handle_long_generation="hole"): drop the beginning of a prompt that leaves no
+                               room for the new tokens, and say so as record["truncated_tokens"]. Otherwise such a
+                               prompt raises ContextLengthError
         add_special_tokens     False: the prompt is tokenized without begin tokens
         skip_special_tokens    False: special tokens stay in the text
-        batch_size             texts run together; None: all. Results don't depend on it
+        batch_size             prompts run together; None: all of a list. Results don't depend on it
         options                transformers' generate() options (num_return_sequences, max_length, do_sample, ...)
 
-        Returns a list of num_return_sequences dicts for one text, a list of such lists for several. Unless the call or
-        generation_config.json says otherwise it samples, at temperature 0.7, up to 256 new tokens or the end of the
+        Returns a list of num_return_sequences dicts for one prompt, a list of such lists for several. Unless the call
+        or generation_config.json says otherwise it samples, at temperature 0.7, up to 256 new tokens or the end of the
         context, as transformers 5 does. Raises what `LanguageModel.generate` raises.
         """
-        own, asked = own_options.split({**self._defaults, **options})
-        kind = own_options.kind(own)
+        call = self._prepared_call({**self._defaults, **options})
+        if isinstance(text_inputs, str) or chats.is_chat(text_inputs):
+            return self._run([self._read(text_inputs, call.own.get("suffix"), call)], call)[0]
+        if inputs.is_stream(text_inputs):
+            prompts = (self._read(each, call.own.get("suffix"), call) for each in text_inputs)
+            return self._results(prompts, call, call.own.get("batch_size") or 1)
+        if not isinstance(text_inputs, (list, tuple)):
+            raise PromptError(_TAKES.format(type(text_inputs).__name__))
+        suffixes = iter(self._suffixes(call, len(text_inputs)))
+        read = inputs.read_all(text_inputs, lambda each: self._read(each, next(suffixes), call))
+        return list(self._results(read, call, call.own.get("batch_size") or len(read) or 1))
+
+    def _prepared_call(self, options: Record) -> Call:
+        own, asked = own_options.split(options)
         generation = self._generation_options(asked)
-        if isinstance(text_inputs, str):
-            return self._run([text_inputs], generation, own, kind)[0]
-        texts = _texts(text_inputs)
-        size = own.get("batch_size") or len(texts) or 1
-        chunks = [texts[begin : begin + size] for begin in range(0, len(texts), size)]
-        return [records for chunk in chunks for records in self._run(chunk, generation, own, kind)]
+        if own.get("suffix") is None:
+            return Call(own, own_options.kind(own), generation)
+        infiller = Infiller.of(self.tokenizer)
+        if "eos_token_id" not in generation.given:
+            generation = dataclasses.replace(generation, eos_token_id=(*generation.eos_token_id, *infiller.ends))
+        return Call(own, own_options.kind(own), generation, infiller)
 
     def _generation_options(self, asked: dict[str, Any]) -> GenerationOptions:
         config = {name: value for name, value in self.model.generation_config.items() if value is not None}
@@ -88,32 +137,91 @@ class TextGenerationPipeline:
             defaults = {name: value for name, value in defaults.items() if name not in _SAMPLING_DEFAULTS}
         return GenerationOptions.build({**config, **defaults}, asked)
 
-    def _run(self, texts: Sequence[str], options: GenerationOptions, own: Record, kind: str) -> list[list[Record]]:
-        tokenizer = self.model.tokenizer
-        special = own.get("add_special_tokens", True)
-        prompts = [tokenizer.encode(own.get("prefix", "") + text, add_special_tokens=special) for text in texts]
-        results = self.model.run(prompts, options)
+    def _suffixes(self, call: Call, count: int) -> list[str | None]:
+        """The suffix of each of a list's prompts. Raises InvalidOptionError unless there are as many."""
+        suffix = call.own.get("suffix")
+        if not isinstance(suffix, list):
+            return [suffix] * count
+        if len(suffix) != count:
+            raise InvalidOptionError(f"[pipeline] suffix must be one for each prompt, got {len(suffix)} for {count}")
+        return list(suffix)
+
+    def _read(self, given: Any, suffix: Any, call: Call) -> Prompt:
+        """One prompt. Raises PromptError."""
+        if isinstance(suffix, list):
+            raise PromptError("[pipeline] suffix as a list goes with a list of prompts, got one; pass a str")
+        if isinstance(given, str):
+            if chatty := [name for name in own_options.CHATS if name in call.own]:
+                raise PromptError(f"[pipeline] {', '.join(chatty)} go with chats, got a str; leave them out")
+            return Prompt(given, suffix)
+        if not chats.is_chat(given):
+            kind = type(given).__name__
+            raise PromptError(_TAKES.format(f"a list with {kind}" if isinstance(given, (str, int)) else kind))
+        if suffix is not None:
+            raise PromptError("[pipeline] suffix goes with texts, got a chat; leave it out")
+        return Prompt(chats.checked(given))
+
+    def _results(self, prompts: Any, call: Call, size: int) -> Iterator[list[Record]]:
+        for batch in inputs.batches(prompts, size):
+            yield from self._run(batch, call)
+
+    def _run(self, prompts: Sequence[Prompt], call: Call) -> list[list[Record]]:
+        every = [self._ids(prompt, call) for prompt in prompts]
+        cut = [self._excess(ids, call) for ids in every]
+        results = self.model.run([ids[count:] for ids, count in zip(every, cut, strict=True)], call.generation)
         return [
-            [self._record(text, result, sequence, own, kind) for sequence in result.sequences]
-            for text, result in zip(texts, results, strict=True)
+            [with_cut(self._record(prompt, result, sequence, call), count) for sequence in result.sequences]
+            for prompt, result, count in zip(prompts, results, cut, strict=True)
         ]
 
-    def _record(self, prompt: str, result: Generation, sequence: GeneratedSequence, own: Record, kind: str) -> Record:
-        if kind == "tensors":
+    def _ids(self, prompt: Prompt, call: Call) -> list[int]:
+        own = call.own
+        if not isinstance(prompt.given, str):
+            variables: Record = {name: own[name] for name in ("tools", "documents") if name in own}
+            variables |= own.get("tokenizer_encode_kwargs", {})
+            return chats.ids(self.tokenizer, prompt.given, own.get("continue_final_message"), variables)
+        text = own.get("prefix", "") + prompt.given
+        if call.infiller is not None and prompt.suffix is not None:
+            return call.infiller.prompt(text, prompt.suffix)
+        return self.tokenizer.encode(text, add_special_tokens=own.get("add_special_tokens", True))
+
+    def _excess(self, ids: Sequence[int], call: Call) -> int:
+        """How many tokens of the beginning the caller lets us drop. Raises PromptError when nothing would be left."""
+        new = call.generation.max_new_tokens
+        if not (call.own.get("truncation") or call.own.get("handle_long_generation")) or new is None:
+            return 0
+        room = self.model.max_positions - new
+        if len(ids) <= room:
+            return 0
+        if room < 1 or call.infiller is not None:
+            why = "a prompt with a suffix can't be cut" if call.infiller else "ask for fewer new tokens"
+            raise PromptError(
+                f"[pipeline] a prompt and its new tokens must fit the context, got {len(ids)} + {new} tokens for a "
+                f"context of {self.model.max_positions}; {why}"
+            )
+        return len(ids) - room
+
+    def _record(self, prompt: Prompt, result: Generation, sequence: GeneratedSequence, call: Call) -> Record:
+        if call.kind == "tensors":
             return {"generated_token_ids": [*result.prompt_token_ids, *sequence.token_ids]}
-        text = sequence.text
-        if own.get("skip_special_tokens") is False:
-            detokenizer = self.model.tokenizer.detokenizer(result.prompt_token_ids, skip_special_tokens=False)
-            text = "".join([*map(detokenizer.push, sequence.token_ids), detokenizer.finish()])
-        return {"generated_text": prompt + text if kind == "full" else text}
+        text = self._new_text(result, sequence, call)
+        if call.kind == "new":
+            return {"generated_text": text}
+        if isinstance(prompt.given, str):
+            return {"generated_text": prompt.given + text + (prompt.suffix or "")}
+        asked = call.own.get("continue_final_message")
+        return {"generated_text": chats.answered(prompt.given, asked, text)}
 
-
-def _texts(inputs: Iterable[str]) -> list[str]:
-    """The texts of a list, tuple or generator. Raises PromptError for anything else."""
-    if not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, bytearray, Mapping, Set)):
-        raise PromptError(_TAKES.format(type(inputs).__name__))
-    texts = list(inputs)
-    for text in texts:
-        if not isinstance(text, str):
-            raise PromptError(_TAKES.format(f"a list with {type(text).__name__}"))
-    return texts
+    def _new_text(self, result: Generation, sequence: GeneratedSequence, call: Call) -> str:
+        tokens, text = sequence.token_ids, sequence.text
+        keep_special = call.own.get("skip_special_tokens") is False
+        ends = () if call.infiller is None else call.infiller.ends
+        ended = bool(tokens) and tokens[-1] in ends and not keep_special
+        if keep_special or ended:
+            detokenizer = self.tokenizer.detokenizer(result.prompt_token_ids, skip_special_tokens=not keep_special)
+            shown = tokens[:-1] if ended else tokens  # some vocabularies' end of the middle is no special token
+            text = "".join([*map(detokenizer.push, shown), detokenizer.finish()])
+        if sequence.stop_string is not None and call.own.get("include_stop_str_in_output") is False:
+            at = text.find(sequence.stop_string)
+            text = text[: max(at, 0)]  # -1: it begins in the prompt, and all that is new belongs to it
+        return text

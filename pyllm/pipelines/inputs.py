@@ -1,0 +1,41 @@
+"""What callers pass to a pipeline: one input, a list, or a stream that is read as its results are. All tasks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import islice
+from typing import Any, TypeVar
+
+from ..errors import PromptError
+
+Item = TypeVar("Item")
+
+
+def is_stream(inputs: Any) -> bool:
+    """Generators and every other iterable that is no list, tuple, text or dict: read lazily, answered lazily."""
+    fixed = (str, bytes, bytearray, list, tuple, Mapping, Set)
+    return isinstance(inputs, Iterable) and not isinstance(inputs, fixed)
+
+
+def read_all(inputs: Iterable[Any], read: Callable[[Any], Item], first: int = 0) -> list[Item]:
+    """`read` of every input. Raises the PromptErrors of all that are wrong as one, with the place of each: inputs are
+    counted from `first`."""
+    found = [_attempt(read, each) for each in inputs]
+    wrong = [(index, result) for index, result in enumerate(found, first) if isinstance(result, PromptError)]
+    if wrong:
+        raise type(wrong[0][1])(" | ".join(f"input {index}: {error}" for index, error in wrong))
+    return [item for item in found if not isinstance(item, PromptError)]
+
+
+def _attempt(read: Callable[[Any], Item], given: Any) -> Item | PromptError:
+    try:
+        return read(given)
+    except PromptError as error:
+        return error
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of at most `size` items, each read when it is wanted."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
