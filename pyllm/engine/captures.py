@@ -26,6 +26,8 @@ def attention_names(program: Program, layers: Layers = None, *, cross: bool = Fa
     """Outputs of the attention (cross: the cross-attention) of layers 0, 1, ... None: all."""
     kind = CrossAttention if cross else Attention
     names = [op.out.name for op in program.ops if isinstance(op, kind)]
+    if program.hidden:
+        names = names[: len(program.hidden) - 1]  # the attention of a head (ModernBERT's mean) is none of a layer
     return _chosen("attentions", names, layers)
 
 

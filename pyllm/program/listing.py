@@ -5,6 +5,8 @@ Used by print(program), golden tests and profiles. Layers that are wired alike r
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .program import (
     Alibi,
     Attention,
@@ -91,7 +93,7 @@ def _embed(op: Embed) -> str:
     if op.index == "positions":
         return f"embed(positions, {_matrix(op.table)}{offset})"
     scale = "" if op.scale == 1.0 else f"{op.scale:.6g} * "
-    text = f"embed({scale}{_matrix(op.table)}"
+    text = f"embed({scale}{_matrix(replace(op.table, bias=()))}"
     if op.positions is not None:
         text += f" + {_matrix(op.positions)}{offset}"
     if op.types is not None:
