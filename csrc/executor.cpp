@@ -1,9 +1,11 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "errors.h"
 #include "machine.h"
+#include "overloaded.h"
 
 namespace pyllm {
 namespace {
@@ -17,24 +19,54 @@ Program checked(Program program) {
 
 size_t page_up(size_t bytes) { return size_t(round_up(int64_t(bytes), 4096)); }
 
+size_t bytes_of(const std::vector<int64_t>& shape) {
+  return size_t(std::accumulate(shape.begin(), shape.end(), int64_t(1), std::multiplies<int64_t>())) * sizeof(float);
+}
+
 }  // namespace
+
+Array::Array(std::vector<int64_t> dims) : shape(std::move(dims)), data(bytes_of(shape), "captured values") {}
 
 Executor::Executor(Program program, int threads, const Kernels& kernels)
     : program_(checked(std::move(program))),
       kernels_(kernels),
       threads_(threads),
-      kv_{program_.format, program_.num_layers, program_.num_kv_heads, program_.head_dim},
-      plan_(make_plan(program_, kernels.prepared_bytes(program_.format, 1, 1) != 0)),
       weights_(program_),
       loaded_(program_.matrices.size() + program_.vectors.size(), false),
-      missing_(int(loaded_.size())),
-      counters_(new Counter[size_t(plan_.attentions) + 1]) {
+      missing_(int(loaded_.size())) {
   if (threads < 1 || threads > kMaxThreads)
     throw Error(ErrorKind::option, text("[num_threads] must be from 1 to ", kMaxThreads, ", got ", threads,
                                         "; leave it out for the default"));
-  for (const Op& op : program_.ops)
-    if (const Attention* attention = std::get_if<Attention>(&op)) group_ = attention->num_heads / program_.num_kv_heads;
-  reserve(std::min(kPlannedRows, program_.max_positions), std::min(kPlannedRows, program_.max_positions));
+  int counters = 0;
+  for (const Routine& routine : program_.routines) {
+    const CrossUse use = routine.reads_cross()    ? CrossUse::reads
+                         : routine.stores_cross() ? CrossUse::stores
+                                                  : CrossUse::none;
+    const Limits limits = {routine.table_rows(program_), routine.max_positions, routine.segment_rows(program_),
+                           !routine.causal(), use};
+    routines_.push_back({make_plan(routine, kernels.prepared_bytes(program_.format, 1, 1) != 0), limits,
+                         routine.heads() / routine.kv.heads,
+                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0});
+    const Plan& plan = routines_.back().plan;
+    width_ = std::max(width_, plan.width);
+    input_width_ = std::max(input_width_, plan.input_width);
+    norm_width_ = std::max(norm_width_, plan.norm_width);
+    most_positions_ = std::max(most_positions_, routine.max_positions);
+    counters = std::max(counters, plan.attentions);
+  }
+  counters_.reset(new Counter[size_t(counters) + 1]);
+  reserve(std::min(kPlannedRows, most_positions_), std::min(kPlannedRows, most_positions_));
+}
+
+const Routine& Executor::routine(int index) const {
+  if (index < 0 || size_t(index) >= program_.routines.size())
+    throw Error(ErrorKind::array, text("[run] there is no routine ", index, "; use the ids the program gave"));
+  return program_.routines[size_t(index)];
+}
+
+int64_t Executor::output_cols(int index) const {
+  const Routine& r = routine(index);
+  return r.buffers[size_t(r.output)].cols;
 }
 
 void Executor::pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias) {
@@ -66,26 +98,52 @@ void Executor::set_vector(int id, const float* values, int64_t n) {
   loaded_[slot] = true;
 }
 
+size_t Executor::linear_work(int matrix, int64_t rows) const {
+  const MatrixShape& shape = program_.matrices[size_t(matrix)].shape;
+  LinearArgs args{};
+  args.format = shape.format;
+  args.gated = shape.gated;
+  args.n = shape.n();
+  args.k = shape.k;
+  size_t work = 0;
+  const auto see = [&](int64_t m) {
+    args.m = int(m);
+    work = std::max(work, kernels_.linear_scratch(args, shape.panels()));
+  };
+  for (int64_t m = 1; m <= std::min<int64_t>(rows, kFewRows); m++) see(m);
+  for (int64_t m = 16; m < std::min<int64_t>(rows, 512); m += 16) see(m);  // kernels divide rows into even parts
+  see(rows);
+  return work;
+}
+
 ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
-  ScratchSizes sizes{page_up(size_t(kFewRows) * size_t(plan_.norm_width) * sizeof(float)), 0, 0};
+  ScratchSizes sizes{page_up(size_t(kFewRows) * size_t(norm_width_) * sizeof(float)), 0, 0, 0, 0};
   for (int m = 1; m <= kFewRows; m++)
-    sizes.prepared = std::max(sizes.prepared, page_up(kernels_.prepared_bytes(program_.format, m, plan_.input_width)));
-  size_t work = kernels_.attend_scratch(program_.format, program_.head_dim, keys);
-  for (const Op& op : program_.ops) {
-    const Linear* linear = std::get_if<Linear>(&op);
-    if (linear == nullptr) continue;
-    const MatrixShape& shape = program_.matrices[size_t(linear->weight)].shape;
-    LinearArgs args{};
-    args.format = shape.format;
-    args.gated = shape.gated;
-    args.n = shape.n();
-    args.k = shape.k;
-    for (int64_t m : {int64_t(1), int64_t(kFewRows), rows}) {
-      args.m = int(m);
-      work = std::max(work, kernels_.linear_scratch(args, shape.panels()));
-    }
+    sizes.prepared = std::max(sizes.prepared, page_up(kernels_.prepared_bytes(program_.format, m, input_width_)));
+  for (const Routine& r : program_.routines) {
+    sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.format, r.kv.head_dim, keys));
+    if (r.reads_cross())
+      sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.format, program_.cross.head_dim, keys));
+    const auto see = [&](int matrix, int64_t m) { sizes.work = std::max(sizes.work, linear_work(matrix, m)); };
+    for (const Op& op : r.ops)
+      std::visit(Overloaded{[&](const Linear& o) { see(o.weight, rows); },
+                            [&](const Experts& o) {
+                              const int64_t m = Worker::expert_rows(rows);
+                              for (const std::vector<int>* list : {&o.gate_up, &o.down})
+                                for (int matrix : *list) see(matrix, m);
+                              for (int matrix : {o.shared_gate_up, o.shared_down})
+                                if (matrix >= 0) see(matrix, m);
+                              sizes.experts = std::max(
+                                  sizes.experts, page_up(Worker::expert_scratch(program_, o, kernels_, rows)));
+                            },
+                            [&](const Attention& o) {
+                              if (o.bias.table >= 0 || !o.bias.slopes.empty())
+                                sizes.bias = page_up(size_t(kAttendRows * round_up(keys, 16)) * sizeof(float));
+                            },
+                            [](const auto&) {}},
+                 op);
   }
-  sizes.work = page_up(work);
+  sizes.work = page_up(sizes.work);
   return sizes;
 }
 
@@ -94,11 +152,11 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
 void Executor::reserve(int64_t rows, int64_t keys) {
   if (rows <= rows_ && keys <= keys_) return;
   rows = std::max(rows_, round_up(rows, 16));
-  if (keys > keys_) keys = std::max(keys, std::min(2 * keys_, program_.max_positions));
+  if (keys > keys_) keys = std::max(keys, std::min(2 * keys_, most_positions_));
   keys = std::max(keys, keys_);
   if (rows > rows_) {
-    const size_t floats = page_up(size_t(rows) * size_t(plan_.width) * sizeof(float));
-    const size_t prepared = kernels_.prepared_bytes(program_.format, int(rows), plan_.input_width);
+    const size_t floats = page_up(size_t(rows) * size_t(width_) * sizeof(float));
+    const size_t prepared = kernels_.prepared_bytes(program_.format, int(rows), input_width_);
     activations_ = Arena(floats + prepared, "activations");
     prepared_offset_ = floats;
   }
@@ -109,26 +167,74 @@ void Executor::reserve(int64_t rows, int64_t keys) {
   keys_ = keys;
 }
 
-void Executor::run(const Batch& batch, KvCache& cache, float* logits) {
+// The caches must be this program's; the batch is checked by Step.
+void Executor::check_caches(const Routine& r, const KvCache& cache, const KvCache* cross) const {
+  if (!(cache.shape() == r.kv))
+    throw Error(ErrorKind::array,
+                text("[run] the cache belongs to another model or program; use this model's new_cache() for ", r.name));
+  if (cross && (r.stores_cross() || r.reads_cross()) && !(cross->shape() == program_.cross))
+    throw Error(ErrorKind::array,
+                "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
+}
+
+// Arrays for what is wanted, once the batch is known to be right.
+CaptureTargets Executor::prepare_capture(const Routine& r, Capture& capture) const {
+  const Batch& b = step_.batch();
+  CaptureTargets targets;
+  targets.rows.assign(r.ops.size(), nullptr);
+  targets.weights.resize(r.ops.size());
+  const auto op_of = [&](int buffer) {
+    for (size_t i = 0; i < r.ops.size(); i++)
+      if (buffer >= 0 && writes(r.ops[i]) == buffer) return i;
+    throw Error(ErrorKind::array, text("[capture] no operation of ", r.name, " writes buffer ", buffer,
+                                       "; use the ids the program gave"));
+  };
+  for (int wanted : capture.buffers) {
+    const Buffer& buffer = r.buffers[(op_of(wanted), size_t(wanted))];
+    capture.values.emplace_back(std::vector<int64_t>{buffer.rows == Rows::T ? b.rows : b.logits, buffer.cols});
+    if (targets.rows[op_of(wanted)])
+      throw Error(ErrorKind::array, text("[capture] buffer ", wanted, " was named twice; name it once"));
+    targets.rows[op_of(wanted)] = capture.values.back().floats();
+  }
+  for (int wanted : capture.attentions) {
+    const size_t op = op_of(wanted);
+    const bool own = std::holds_alternative<Attention>(r.ops[op]);
+    if (!own && !std::holds_alternative<CrossAttention>(r.ops[op]))
+      throw Error(ErrorKind::array, "[capture] weights are those of attention; name the output of one");
+    capture.weights.emplace_back();
+    for (int64_t s = 0; s < b.sequences; s++) {
+      const int64_t rows = b.starts[s + 1] - b.starts[s], keys = (own ? b.context : b.cross_context)[s];
+      capture.weights.back().emplace_back(std::vector<int64_t>{own ? r.heads() : r.cross_heads(), rows, keys});
+      targets.weights[op].push_back(capture.weights.back().back().floats());
+    }
+  }
+  return targets;
+}
+
+void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture) {
+  const Routine& r = routine(index);
+  const auto& [plan, limits, group, cross_group] = routines_[size_t(index)];
   Pool::Turn turn(Pool::instance());
   if (missing_ != 0)
     throw Error(ErrorKind::array,
                 text("[run] ", missing_, " weights are not loaded; load every matrix and vector first"));
-  if (!(cache.shape() == kv_))
-    throw Error(ErrorKind::array, "[run] the cache belongs to another model; use this model's new_cache()");
-  step_.load(batch, cache, {program_.table_rows(), program_.max_positions});
+  check_caches(r, cache, cross);
+  step_.load(batch, cache, cross, limits);
   reserve(batch.rows, step_.longest());
-  for (int i = 0; i < plan_.attentions; i++) counters_[size_t(i)].next.store(0, std::memory_order_relaxed);
+  CaptureTargets targets;
+  if (capture) targets = prepare_capture(r, *capture);
+  for (int i = 0; i < plan.attentions; i++) counters_[size_t(i)].next.store(0, std::memory_order_relaxed);
 
-  const bool few = batch.rows <= kFewRows;
-  const int64_t heads = batch.sequences * program_.num_kv_heads;
+  const bool few = batch.rows <= kFewRows && !capture;
+  const int64_t heads = batch.sequences * r.kv.heads;
   const bool own_heads = few && (heads % threads_ == 0 || heads >= 4 * threads_);
-  if (!own_heads) step_.divide(group_, program_.num_kv_heads, threads_);
+  if (!own_heads) step_.divide(group, r.kv.heads, threads_);
+  if (limits.cross == CrossUse::reads) step_.divide_cross(cross_group, program_.cross.heads, threads_);
   const StepShared shared = {program_,
-                             plan_,
+                             r,
+                             plan,
                              weights_,
                              kernels_,
-                             kv_,
                              step_,
                              counters_.get(),
                              reinterpret_cast<float*>(activations_.data()),
@@ -136,11 +242,12 @@ void Executor::run(const Batch& batch, KvCache& cache, float* logits) {
                              activations_.data() + prepared_offset_,
                              scratch_.data(),
                              sizes_.total(),
-                             logits,
-                             logits_ld(),
+                             output,
+                             output_ld(index),
                              few,
-                             own_heads};
-  turn.run(threads_, [&](Team& team) { run_worker(shared, sizes_, team); });
+                             own_heads,
+                             capture ? &targets : nullptr};
+  turn.run(threads_, [&](Team& team) { Worker(shared, sizes_, team).run(); });
 }
 
 }  // namespace pyllm

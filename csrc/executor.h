@@ -1,4 +1,4 @@
-// Runs a program: one call per step, one job for the pool. Owns weights, plan and activations; caches are the caller's.
+// Runs a program: one call per step, one job for the pool. Owns weights, plans and activations; caches are the caller's.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -11,41 +11,24 @@
 #include "step.h"
 #include "threads.h"
 #include "weights.h"
+#include "worker.h"
 
 namespace pyllm {
 
-struct alignas(64) Counter {
-  std::atomic<int64_t> next{0};
+// A fresh float32 array.
+struct Array {
+  explicit Array(std::vector<int64_t> shape);  // zeros; throws Error(out_of_memory)
+  float* floats() const { return reinterpret_cast<float*>(data.data()); }
+  std::vector<int64_t> shape;
+  Arena data;
 };
 
-// What the workers of one step share.
-struct StepShared {
-  const Program& program;
-  const Plan& plan;
-  const Weights& weights;
-  const Kernels& kernels;
-  const KvShape& kv;
-  const Step& step;
-  Counter* counters;
-  float* activations;  // buffers of the plan, for `capacity` rows
-  int64_t capacity;
-  uint8_t* prepared;  // prepared input of the current matmul, all rows
-  uint8_t* scratch;   // scratch_bytes for each worker
-  size_t scratch_bytes;
-  float* logits;
-  int64_t logits_ld;
-  bool few;        // at most kFewRows rows
-  bool own_heads;  // each worker rotates, appends and attends the heads it owns, without a barrier between
+// Intermediates that a step hands out: buffers by number, and the weights of the attention ops that write a buffer.
+struct Capture {
+  std::vector<int> buffers, attentions;     // asked for
+  std::vector<Array> values;                // [rows, cols]
+  std::vector<std::vector<Array>> weights;  // for each sequence [heads, rows, keys]
 };
-
-// Scratch of one worker: consecutive parts, in bytes.
-struct ScratchSizes {
-  size_t norm, prepared, work;
-  size_t total() const { return norm + prepared + work; }
-};
-
-// One worker walks the whole op list (worker.cpp).
-void run_worker(const StepShared& shared, const ScratchSizes& sizes, Team& team);
 
 class Executor {
  public:
@@ -56,16 +39,18 @@ class Executor {
   void pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias);
   void set_vector(int id, const float* values, int64_t n);
 
-  // One step: appends keys and values to the cache and writes logits [R, logits_ld()]. The same bits whatever the
-  // threads, the other sequences of the batch and the division of a text into steps. Thread-safe; callers take turns.
-  // Throws Error(array, prompt, context_length) for a wrong batch, before anything is changed.
-  void run(const Batch& batch, KvCache& cache, float* logits);
+  // One step of one routine: appends keys and values to the cache and writes its output [R, output_ld()]. The same bits
+  // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the
+  // routine uses sources, the cache they are in. Thread-safe; callers take turns. Throws Error(array, prompt,
+  // context_length) for a wrong batch or capture, before anything is changed.
+  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr);
 
   const Program& program() const { return program_; }
-  const KvShape& kv_shape() const { return kv_; }
+  const Routine& routine(int index) const;  // throws Error(array) when there is no such
   const Kernels& kernels() const { return kernels_; }
   int threads() const { return threads_; }
-  int64_t logits_ld() const { return round_up(program_.vocab_size, kPanel); }
+  int64_t output_cols(int index) const;
+  int64_t output_ld(int index) const { return round_up(output_cols(index), kPanel); }
   const Arena& weights() const { return weights_.arena(); }
   const Arena& activations() const { return activations_; }
   const Arena& scratch() const { return scratch_; }
@@ -73,16 +58,24 @@ class Executor {
  private:
   void reserve(int64_t rows, int64_t keys);
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
+  size_t linear_work(int matrix, int64_t rows) const;
+  void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
+  CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
 
   const Program program_;
   const Kernels& kernels_;
   const int threads_;
-  const KvShape kv_;
-  const Plan plan_;
+  // What is known of a routine before it runs.
+  struct Prepared {
+    Plan plan;
+    Limits limits;
+    int group, cross_group;  // query heads that share a kv head
+  };
+  std::vector<Prepared> routines_;
+  int64_t width_ = 0, input_width_ = 0, norm_width_ = 0, most_positions_ = 0;  // the largest of all
   Weights weights_;
   std::vector<bool> loaded_;  // matrices, then vectors
   int missing_;               // of those, not loaded yet
-  int group_ = 1;             // query heads per kv head
 
   int64_t rows_ = 0, keys_ = 0;  // what memory is there for
   Arena activations_, scratch_;

@@ -15,7 +15,7 @@ static constexpr int kAttendRows = 16;   // query vectors one attend() call take
 
 enum class Format : int { f32 = 0, bf16 = 1 };
 enum class SourceType : int { f32 = 0, bf16 = 1, f16 = 2 };
-enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, quick_gelu = 4, silu = 5 };
+enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, quick_gelu = 4, silu = 5, tanh = 6 };
 
 static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -41,8 +41,9 @@ static constexpr size_t kv_half_bytes(Format f, int64_t e) {
 }
 static constexpr size_t kv_block_bytes(Format f, int64_t e) { return 2 * kv_half_bytes(f, e); }
 
-// y = residual + act(x . W^T + bias). Row buffers keep columns past their width zero up to the padded width; kernels
-// write whole panels, so y rows have room for round_up(N, 64) columns (round_up(N, 64) / 2 when gated).
+// y = residual + scale * cap(act(x . W^T + bias)), cap(v) = softcap * tanh(v / softcap) where softcap > 0. Row buffers
+// keep columns past their width zero up to the padded width; kernels write whole panels, so y rows have room for
+// round_up(N, 64) columns (round_up(N, 64) / 2 when gated).
 // gated: outputs interleave 16 gate and 16 up rows; y has half the columns: act(gate) * up.
 struct LinearArgs {
   Format format;
@@ -58,15 +59,17 @@ struct LinearArgs {
   int64_t residual_ld;
   float* y;
   int64_t y_ld;
+  float scale = 1.0f, softcap = 0.0f;
 };
 
 // Attention of up to kAttendRows query vectors against one kv head of one sequence. Vector i is query head i % group of
 // token i / group; token t sits at absolute position first_position + t and sees keys [max(0, pos - window + 1), pos]
-// (window 0: no lower limit; causal false: all `num_keys` keys). One arithmetic whatever the number of vectors:
+// (window 0: no lower limit), or, causal false, those at a distance below window (0: all `num_keys` keys). One
+// arithmetic whatever the number of vectors:
 //   f32  scores: FMA chain over d ascending; p = exp(s - max); out: FMA chain over tokens ascending, times 1 / sum(p)
 //   bf16 q and p rounded to bf16, both products in TDPBF16PS order (p.V per 32-token block from position 0); sum(p) of
 //        the unrounded p over 16 lanes (lane = token % 16, ascending), then a fixed tree.
-// s = scale * (q . k), then softcap * tanh(s / softcap) when softcap > 0.
+// s = scale * (q . k), then softcap * tanh(s / softcap) when softcap > 0, then + bias.
 struct AttendArgs {
   Format format;
   bool causal;
@@ -82,6 +85,10 @@ struct AttendArgs {
   float* const* out;             // [vectors] pointers to E floats each
   const uint8_t* const* blocks;  // [ceil(num_keys / 32)] base of each block
   size_t block_offset;           // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
+  const float* const* bias = nullptr;  // [vectors] pointers to num_keys floats each, or nullptr
+  // [vectors] pointers to num_keys floats each, or nullptr: p / sum(p), not rounded, for the keys a vector sees. What
+  // is written besides lies in the same blocks of 16 keys, and is 0.
+  float* const* weights = nullptr;
 };
 
 struct Kernels {

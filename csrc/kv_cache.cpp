@@ -76,10 +76,10 @@ KvCache::View KvCache::view(int block) const {
   return {blocks_[size_t(block)].base, blocks_[size_t(block)].references};
 }
 
-std::shared_ptr<Arena> KvCache::logits(size_t bytes) {
+std::shared_ptr<Arena> KvCache::output(size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (!logits_ || logits_->size() < bytes) logits_ = std::make_shared<Arena>(std::max<size_t>(bytes, 1), "logits");
-  return logits_;
+  if (!output_ || output_->size() < bytes) output_ = std::make_shared<Arena>(std::max<size_t>(bytes, 1), "output");
+  return output_;
 }
 
 KvCache::Block& KvCache::in_use(int block, const char* where) {

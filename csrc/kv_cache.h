@@ -50,9 +50,9 @@ class KvCache {
   };
   void views(const int32_t* blocks, int64_t count, View* out) const;
 
-  // Where a step of this cache writes its logits: kept here, one per cache, so that generations on one model do not
+  // Where a step of this cache writes its output: kept here, one per cache, so that generations on one model do not
   // overwrite each other's. Replaced when too small; whoever still holds the old one keeps it.
-  std::shared_ptr<Arena> logits(size_t bytes);
+  std::shared_ptr<Arena> output(size_t bytes);
 
  private:
   struct Block {
@@ -72,7 +72,7 @@ class KvCache {
   std::vector<Block> blocks_;
   std::vector<int> free_;
   size_t bytes_ = 0;
-  std::shared_ptr<Arena> logits_;
+  std::shared_ptr<Arena> output_;
 };
 
 }  // namespace pyllm

@@ -8,15 +8,29 @@ namespace {
 
 using Kind = Phase::Kind;
 
-// Norms whose every reader is a linear that takes them as x: those are repeated by the workers when rows are few.
+// The buffer that an op takes as the input of its matmuls, -1: none.
+int multiplied(const Op& op) {
+  if (const Linear* linear = std::get_if<Linear>(&op)) return linear->x;
+  if (const Experts* experts = std::get_if<Experts>(&op)) return experts->x;
+  return -1;
+}
+int scratch_of(const Op& op) {
+  const Experts* experts = std::get_if<Experts>(&op);
+  return experts ? experts->hidden : -1;
+}
+
+// Norms whose every reader takes them as the input of matmuls: those are repeated by the workers when rows are few.
 // Returned per buffer: the index of the norm op that writes it, or -1.
-std::vector<int> repeated_norms(const Program& p) {
-  std::vector<int> norm(p.buffers.size(), -1);
-  for (size_t i = 0; i < p.ops.size(); i++) {
-    if (std::holds_alternative<Norm>(p.ops[i])) norm[size_t(writes(p.ops[i]))] = int(i);
-    const Linear* linear = std::get_if<Linear>(&p.ops[i]);
-    for (int id : reads(p.ops[i]))
-      if (linear == nullptr || id == linear->residual) norm[size_t(id)] = -1;
+std::vector<int> repeated_norms(const Routine& r) {
+  std::vector<int> norm(r.buffers.size(), -1);
+  for (size_t i = 0; i < r.ops.size(); i++) {
+    const Norm* own = std::get_if<Norm>(&r.ops[i]);
+    if (own && own->residual < 0 && own->out != r.output) norm[size_t(own->out)] = int(i);
+    bool as_input = false;  // one read of x is that of the matmul; a second is not
+    for (int id : reads(r.ops[i])) {
+      if (id != multiplied(r.ops[i]) || as_input) norm[size_t(id)] = -1;
+      else as_input = true;
+    }
   }
   return norm;
 }
@@ -30,26 +44,27 @@ struct Life {
   }
 };
 
-std::vector<Life> lifetimes(const Program& p, const std::vector<int>& norm) {
-  std::vector<Life> lives(p.buffers.size());
-  for (size_t i = 0; i < p.ops.size(); i++) {
-    lives[size_t(writes(p.ops[i]))].extend(int(i));
-    for (int id : reads(p.ops[i])) {
+std::vector<Life> lifetimes(const Routine& r, const std::vector<int>& norm) {
+  std::vector<Life> lives(r.buffers.size());
+  for (size_t i = 0; i < r.ops.size(); i++) {
+    for (int id : {writes(r.ops[i]), scratch_of(r.ops[i])})
+      if (id >= 0) lives[size_t(id)].extend(int(i));
+    for (int id : reads(r.ops[i])) {
       lives[size_t(id)].extend(int(i));
       const int repeated = norm[size_t(id)];  // its input is read again here
-      if (repeated >= 0) lives[size_t(std::get<Norm>(p.ops[size_t(repeated)]).x)].extend(int(i));
+      if (repeated >= 0) lives[size_t(std::get<Norm>(r.ops[size_t(repeated)]).x)].extend(int(i));
     }
   }
   return lives;
 }
 
 // Widest buffers first, each at the lowest place that is free for its whole life.
-void place_buffers(const Program& p, const std::vector<Life>& lives, Plan& plan) {
-  plan.columns.assign(p.buffers.size(), -1);
+void place_buffers(const Routine& r, const std::vector<Life>& lives, Plan& plan) {
+  plan.columns.assign(r.buffers.size(), -1);
   std::vector<int> order;
-  for (int b = 0; b < int(p.buffers.size()); b++)
-    if (b != p.logits && lives[size_t(b)].last >= 0) order.push_back(b);
-  const auto wide = [&](int b) { return p.buffers[size_t(b)].ld(); };
+  for (int b = 0; b < int(r.buffers.size()); b++)
+    if (b != r.output && lives[size_t(b)].last >= 0) order.push_back(b);
+  const auto wide = [&](int b) { return r.buffers[size_t(b)].ld(); };
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return wide(a) > wide(b); });
   std::vector<int> placed;
   for (int b : order) {
@@ -72,14 +87,16 @@ void place_buffers(const Program& p, const std::vector<Life>& lives, Plan& plan)
 // still be writing, or that writes what another may still be reading.
 class Sequencer {
  public:
-  Sequencer(const Program& p, const Plan& plan) : p_(p), plan_(plan) {}
+  Sequencer(const Routine& r, const Plan& plan) : r_(r), plan_(plan) {}
 
   struct Touch {
-    int buffer;  // kPrepared: the shared prepared input
+    int buffer;  // or kPrepared: the shared prepared input; cache(), cross(): keys and values of one layer
     bool write;
     bool by_rows;  // workers split it in blocks of 16 rows: phases that all do so on one buffer need no barrier
   };
   static constexpr int kPrepared = -2;
+  static constexpr int cache(int layer) { return -3 - 2 * layer; }
+  static constexpr int cross(int layer) { return -4 - 2 * layer; }
 
   void add(Phase phase, const std::vector<Touch>& touches, std::vector<Phase>& out) {
     phase.barrier = std::any_of(touches.begin(), touches.end(), [&](const Touch& t) { return conflicts(t); });
@@ -97,12 +114,12 @@ class Sequencer {
     });
   }
   bool overlap(int a, int b) const {
-    if (a == kPrepared || b == kPrepared || a == p_.logits || b == p_.logits) return false;
+    if (a < 0 || b < 0 || a == r_.output || b == r_.output) return false;
     const int64_t at = plan_.columns[size_t(a)], bt = plan_.columns[size_t(b)];
-    return at < bt + p_.buffers[size_t(b)].ld() && bt < at + p_.buffers[size_t(a)].ld();
+    return at < bt + r_.buffers[size_t(b)].ld() && bt < at + r_.buffers[size_t(a)].ld();
   }
 
-  const Program& p_;
+  const Routine& r_;
   const Plan& plan_;
   std::vector<Touch> since_barrier_;
 };
@@ -110,54 +127,81 @@ class Sequencer {
 // The phases for few rows (every worker prepares its own inputs) or for many (prepared together).
 class Lowering {
  public:
-  Lowering(const Program& p, const Plan& plan, const std::vector<int>& norm, bool few, bool prepares)
-      : p_(p), norm_(norm), few_(few), prepares_(prepares), sequencer_(p, plan) {}
+  Lowering(const Routine& r, const Plan& plan, const std::vector<int>& norm, bool few, bool prepares)
+      : r_(r), norm_(norm), few_(few), prepares_(prepares), sequencer_(r, plan) {}
 
   std::vector<Phase> run() {
-    for (op_ = 0; op_ < int(p_.ops.size()); op_++) std::visit([&](const auto& o) { lower(o); }, p_.ops[size_t(op_)]);
+    for (op_ = 0; op_ < int(r_.ops.size()); op_++) std::visit([&](const auto& o) { lower(o); }, r_.ops[size_t(op_)]);
     return std::move(phases_);
   }
+  int counters() const { return counter_; }
 
  private:
   using Touches = std::vector<Sequencer::Touch>;
-  Phase phase(Kind kind) const { return {kind, op_, false}; }
+  Phase phase(Kind kind = Kind::whole) const { return {kind, op_, false}; }
   void add(const Phase& phase, const Touches& touches) { sequencer_.add(phase, touches, phases_); }
-
-  void lower(const Embed& o) { add(phase(Kind::embed), {{o.out, true, true}}); }
-  void lower(const Rotary& o) { add(phase(Kind::rotary), {{o.out, true, true}}); }
-  void lower(const Select& o) { add(phase(Kind::select), {{o.x, false, false}, {o.out, true, true}}); }
-  void lower(const Norm& o) {
-    if (few_ && norm_[size_t(o.out)] >= 0) return;  // its linears do it
-    add(phase(Kind::norm), {{o.x, false, true}, {o.out, true, true}});
+  static void read_whole(Touches& touches, int buffer) {
+    if (buffer >= 0) touches.push_back({buffer, false, false});
   }
+
+  void lower(const Embed& o) { add(phase(), {{o.out, true, true}}); }
+  void lower(const Rotary& o) { add(phase(), {{o.out, true, true}}); }
+  void lower(const Select& o) { add(phase(), {{o.x, false, false}, {o.out, true, true}}); }
+  void lower(const Norm& o) {
+    if (few_ && norm_[size_t(o.out)] >= 0) return;  // its readers do it
+    Touches touches = {{o.x, false, true}, {o.out, true, true}};
+    if (o.residual >= 0) touches.push_back({o.residual, false, true});
+    add(phase(), touches);
+  }
+  void lower(const HeadNorm& o) { add(phase(), {{o.x, false, true}, {o.out, true, true}}); }
   void lower(const Attention& o) {
-    Phase attend = phase(Kind::attention);
+    Touches touches = {{o.qkv, true, false}, {o.out, true, false}, {Sequencer::cache(o.layer), true, false}};
+    read_whole(touches, o.rope);
+    add(counted(), touches);
+  }
+  void lower(const StoreCross& o) { add(phase(), {{o.kv, false, false}, {Sequencer::cross(o.layer), true, false}}); }
+  void lower(const CrossAttention& o) {
+    add(counted(), {{o.q, false, false}, {o.out, true, false}, {Sequencer::cross(o.layer), false, false}});
+  }
+  Phase counted() {
+    Phase attend = phase();
     attend.counter = counter_++;
-    Touches touches = {{o.qkv, true, false}, {o.out, true, false}};
-    if (o.rope >= 0) touches.push_back({o.rope, false, false});
-    add(attend, touches);
+    return attend;
   }
   void lower(const Linear& o) {
-    Phase linear = phase(Kind::linear);
+    Phase linear = phase();
     Touches touches = {{o.out, true, false}};
-    if (o.residual >= 0) touches.push_back({o.residual, false, false});
+    read_whole(touches, o.residual);
     if (few_) {
-      const int norm = norm_[size_t(o.x)];
-      linear.norm = norm;
-      linear.fill = (norm >= 0 || prepares_) && held_ != o.x;
-      if (linear.fill) held_ = o.x;
-      touches.push_back({norm >= 0 ? std::get<Norm>(p_.ops[size_t(norm)]).x : o.x, false, false});
+      fill_own(linear, o.x, prepares_, touches);
     } else if (prepares_) {
       if (held_ != o.x) add(phase(Kind::prepare), {{o.x, false, true}, {Sequencer::kPrepared, true, true}});
       held_ = o.x;
       touches.push_back({Sequencer::kPrepared, false, false});
     } else {
-      touches.push_back({o.x, false, false});
+      read_whole(touches, o.x);
     }
     add(linear, touches);
   }
+  // Experts gather and prepare their rows in memory of their own; what a worker holds of its copies is only read.
+  void lower(const Experts& o) {
+    Phase experts = phase();
+    Touches touches = {{o.out, true, false}, {o.hidden, true, false}, {o.router, false, false}};
+    read_whole(touches, o.residual);
+    if (few_ && norm_[size_t(o.x)] >= 0) fill_own(experts, o.x, false, touches);
+    else read_whole(touches, o.x);
+    add(experts, touches);
+  }
+  // With few rows the worker's own copy of x: normed where x is a repeated norm, prepared where kernels want that.
+  void fill_own(Phase& user, int x, bool prepared, Touches& touches) {
+    const int norm = norm_[size_t(x)];
+    user.norm = norm;
+    user.fill = (norm >= 0 || prepared) && held_ != x;
+    if (user.fill) held_ = prepared || !prepares_ ? x : -1;  // normed alone is not all that the next linear wants
+    read_whole(touches, norm >= 0 ? std::get<Norm>(r_.ops[size_t(norm)]).x : x);
+  }
 
-  const Program& p_;
+  const Routine& r_;
   const std::vector<int>& norm_;
   const bool few_, prepares_;
   Sequencer sequencer_;
@@ -168,20 +212,21 @@ class Lowering {
 
 }  // namespace
 
-Plan make_plan(const Program& program, bool prepares) {
+Plan make_plan(const Routine& routine, bool prepares) {
   Plan plan;
-  const std::vector<int> norm = repeated_norms(program);
-  place_buffers(program, lifetimes(program, norm), plan);
-  for (const Op& op : program.ops) {
-    if (const Linear* linear = std::get_if<Linear>(&op)) {
-      const Buffer& x = program.buffers[size_t(linear->x)];
-      plan.input_width = std::max(plan.input_width, x.cols);
-      if (norm[size_t(linear->x)] >= 0) plan.norm_width = std::max(plan.norm_width, x.ld());
-    }
-    plan.attentions += std::holds_alternative<Attention>(op);
+  const std::vector<int> norm = repeated_norms(routine);
+  place_buffers(routine, lifetimes(routine, norm), plan);
+  for (const Op& op : routine.ops) {
+    const int x = multiplied(op);
+    if (x < 0) continue;
+    const Buffer& input = routine.buffers[size_t(x)];
+    if (std::holds_alternative<Linear>(op)) plan.input_width = std::max(plan.input_width, input.cols);
+    if (norm[size_t(x)] >= 0) plan.norm_width = std::max(plan.norm_width, input.ld());
   }
-  plan.few = Lowering(program, plan, norm, true, prepares).run();
-  plan.many = Lowering(program, plan, norm, false, prepares).run();
+  plan.few = Lowering(routine, plan, norm, true, prepares).run();
+  Lowering many(routine, plan, norm, false, prepares);
+  plan.many = many.run();
+  plan.attentions = many.counters();
   return plan;
 }
 

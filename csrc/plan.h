@@ -1,4 +1,4 @@
-// How a program is run: where each buffer lies, and the op list as phases with a barrier only where one is needed.
+// How a routine is run: where each buffer lies, and the op list as phases with a barrier only where one is needed.
 // Made once; holds for any number of rows.
 #pragma once
 #include <cstddef>
@@ -15,26 +15,26 @@ static constexpr int kFewRows = 4;
 
 // One thing every worker does its part of.
 struct Phase {
-  enum class Kind { embed, rotary, norm, prepare, linear, attention, select };
+  enum class Kind { prepare, whole };  // the shared preparation of a linear's input, or all the rest of an op
   Kind kind;
-  int op;             // index into Program::ops
+  int op;             // index into Routine::ops
   bool barrier;       // all must have finished what came before
-  int norm = -1;      // linear of few rows: the norm op it repeats first, -1: none
-  bool fill = false;  // linear of few rows: (re)makes this worker's copy of its input
+  int norm = -1;      // linear or experts, few rows: the norm op repeated first, -1: none
+  bool fill = false;  // linear or experts, few rows: (re)makes this worker's copy of its input
   int counter = -1;   // attention: which counter hands out its tasks
 };
 
 struct Plan {
-  // Buffer b of a plan for `rows` rows starts at float rows * columns[b] of the arena. Not for the logits: -1.
+  // Buffer b of a plan for `rows` rows starts at float rows * columns[b] of the arena. Not for the output: -1.
   std::vector<int64_t> columns;
   int64_t width = 0;        // floats of arena for one row
   int64_t norm_width = 0;   // floats of the widest norm that is repeated
-  int64_t input_width = 0;  // inputs of the widest matmul
-  int attentions = 0;
+  int64_t input_width = 0;  // inputs of the widest linear
+  int attentions = 0;       // counters
   std::vector<Phase> few, many;
 };
 
 // prepares: the kernels want matmul inputs in a form of their own (Kernels::prepare).
-Plan make_plan(const Program& program, bool prepares);
+Plan make_plan(const Routine& routine, bool prepares);
 
 }  // namespace pyllm

@@ -1,5 +1,5 @@
-// The lowered network: numbered buffers, matrices and vectors, and the op list over them. The C++ twin of
-// pyllm/program/program.py; data and its checks only.
+// The lowered network: numbered matrices and vectors, and the routines (op lists over buffers of their own) that share
+// them. The C++ twin of pyllm/program/program.py; data and its checks only.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -7,11 +7,12 @@
 #include <vector>
 
 #include "kernels.h"
+#include "kv_cache.h"
 #include "pack.h"
 
 namespace pyllm {
 
-enum class Rows { T, R };  // tokens of the step, or rows that want logits
+enum class Rows { T, R };  // tokens of the step, or rows that want an output
 
 struct Buffer {
   Rows rows;
@@ -26,11 +27,13 @@ struct Matrix {
   bool bias;
 };
 
-// Ids are indices into Program's lists; -1: none. Meanings are those of the Python dataclasses.
+// Ids are indices into the lists of Program and Routine; -1: none. Meanings are those of the Python dataclasses.
 struct Embed {
   int out, table, positions;
   int64_t position_offset;
   float scale;
+  int types = -1;
+  bool by_position = false;  // `table` is looked up by position, not by id
 };
 struct Rotary {
   int out;
@@ -42,11 +45,39 @@ struct Norm {
   bool rms;
   int weight, bias;
   float eps;
+  int residual = -1;
+};
+struct NormSlice {
+  int64_t begin, width, count;
+  int weight, bias;  // [width] or [count * width]
+};
+struct HeadNorm {
+  int out, x;
+  bool rms;
+  std::vector<NormSlice> slices;
+  float eps;
 };
 struct Linear {
   int out, x, weight;
   Activation activation;
   int residual;
+  float scale = 1.0f, softcap = 0.0f;
+};
+struct Experts {
+  int out, x, router;
+  std::vector<int> gate_up, down;
+  int shared_gate_up, shared_down;  // -1: there is no shared expert
+  int top_k;
+  Activation activation;
+  bool normalize;
+  int residual;
+  int hidden;  // a buffer that nothing else uses: expert_columns() wide
+};
+// What is added to attention scores, by the distance d = key - query.
+struct ScoreBias {
+  int table = -1;  // vector [num_heads, span]: table[head][clamp(d - first, 0, span - 1)]
+  int64_t first = 0, span = 0;
+  std::vector<float> slopes;  // slopes[head] * d
 };
 struct Attention {
   int out, qkv, layer, num_heads, rope;
@@ -54,31 +85,63 @@ struct Attention {
   bool interleaved;
   int64_t window;
   float softcap;
+  bool causal = true;
+  ScoreBias bias = {};
+};
+struct StoreCross {
+  int kv, layer;
+};
+struct CrossAttention {
+  int out, q, layer, num_heads;
+  float scale;
 };
 struct Select {
   int out, x;
 };
-using Op = std::variant<Embed, Rotary, Norm, Linear, Attention, Select>;
+using Op = std::variant<Embed, Rotary, Norm, HeadNorm, Linear, Experts, Attention, StoreCross, CrossAttention, Select>;
 
-// Buffers an op reads, and the one it writes.
+// Buffers an op reads, and the one it writes (-1: none).
 std::vector<int> reads(const Op& op);
 int writes(const Op& op);
 
+struct Program;
+
+// One op list that runs by itself: a decoder's step, or an encoder.
+struct Routine {
+  std::string name;
+  KvShape kv;  // of its own keys and values
+  int64_t vocab_size, max_positions;
+  std::vector<Buffer> buffers = {};
+  std::vector<Op> ops = {};
+  int output = -1;  // what the last op writes
+
+  bool causal() const;                            // no row sees a later one
+  bool stores_cross() const;                      // it fills the cross cache
+  bool reads_cross() const;                       // it attends to the cross cache
+  int heads() const;                              // query heads of its attention
+  int cross_heads() const;                        // query heads of its cross-attention
+  int64_t table_rows(const Program& p) const;     // ids must lie below
+  int64_t segment_rows(const Program& p) const;   // token types must lie below; 0: there are none
+};
+
 struct Program {
   Format format;
-  int num_layers, num_kv_heads;
-  int64_t head_dim, vocab_size, max_positions;
-  std::vector<Buffer> buffers;
   std::vector<Matrix> matrices;
   std::vector<int64_t> vectors;  // lengths
-  std::vector<Op> ops;
-  int logits = -1;
-
-  int64_t table_rows() const;  // ids must lie below
+  KvShape cross;                 // keys and values of sources; no layers: there are none
+  std::vector<Routine> routines;
 
   // Every id in range, every shape right, every buffer written once and before it is read. Throws Error(program) that
   // lists everything wrong. Run it before anything else is made from a program.
   void check() const;
+};
+
+// Where Experts keeps things for a step of some rows, one after the other in its `hidden` buffer.
+struct ExpertShape {
+  ExpertShape(const Program& p, const Experts& o);
+  int64_t routed_ld, shared_ld;  // floats between hidden rows
+  int64_t inputs;                // columns of the widest matmul input: the model's or hidden
+  int64_t columns(int top_k) const { return top_k * (routed_ld + 2) + shared_ld + 1; }  // floats for each row
 };
 
 }  // namespace pyllm

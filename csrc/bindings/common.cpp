@@ -77,10 +77,10 @@ Format format_of(const std::string& name) {
 }
 
 Activation activation_of(const std::string& name) {
-  static const char* const names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"};
-  for (int i = 0; i < 6; i++)
+  static const char* const names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"};
+  for (int i = 0; i < 7; i++)
     if (name == names[i]) return Activation(i);
-  throw Error(ErrorKind::option, text("[activation] must be none, relu, gelu, gelu_tanh, quick_gelu or silu, got '",
+  throw Error(ErrorKind::option, text("[activation] must be none, relu, gelu, gelu_tanh, quick_gelu, silu or tanh, got '",
                                       name, "'; choose one of these"));
 }
 

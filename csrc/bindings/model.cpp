@@ -16,28 +16,118 @@ int add(List& list, Item item) {
   return int(list.size()) - 1;
 }
 
+// Ops and buffers go to the routine that was begun last.
+Routine& current(Program& p) {
+  if (p.routines.empty()) throw Error(ErrorKind::program, "[program] begin_routine() comes before buffers and ops");
+  return p.routines.back();
+}
+void append(Program& p, Op op) { current(p).ops.push_back(std::move(op)); }
+
+KvShape kv_shape(const Program& p, int layers, int heads, int64_t head_dim) {
+  return {p.format, layers, heads, head_dim};
+}
+
+// The op with a buffer for its hidden rows. Wrong ids are Program::check's matter: nothing is made for those.
+void append_experts(Program& p, Experts op) {
+  Routine& r = current(p);
+  const auto known = [&](int id) { return id >= 0 && size_t(id) < p.matrices.size(); };
+  bool all = op.x >= 0 && size_t(op.x) < r.buffers.size() && (op.shared_gate_up == -1 || known(op.shared_gate_up));
+  for (int id : op.gate_up) all = all && known(id) && !p.matrices[size_t(id)].shape.parts.empty();
+  op.hidden = all ? add(r.buffers, Buffer{r.buffers[size_t(op.x)].rows, ExpertShape(p, op).columns(op.top_k)}) : -1;
+  r.ops.push_back(std::move(op));
+}
+
+void bind_ops_of(py::class_<Program>& program) {
+  program
+      .def(
+          "embed",
+          [](Program& p, int out, int table, int positions, int64_t position_offset, float scale, int types,
+             bool by_position) {
+            append(p, Embed{out, table, positions, position_offset, scale, types, by_position});
+          },
+          py::arg("out"), py::arg("table"), py::arg("positions"), py::arg("position_offset"), py::arg("scale"),
+          py::arg("types"), py::arg("by_position"))
+      .def(
+          "rotary",
+          [](Program& p, int out, std::vector<float> inv_freq, float scaling) {
+            append(p, Rotary{out, std::move(inv_freq), scaling});
+          },
+          py::arg("out"), py::arg("inv_freq"), py::arg("scaling"))
+      .def(
+          "norm",
+          [](Program& p, int out, int x, bool rms, int weight, int bias, float eps, int residual) {
+            append(p, Norm{out, x, rms, weight, bias, eps, residual});
+          },
+          py::arg("out"), py::arg("x"), py::arg("rms"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+          py::arg("residual"))
+      .def(
+          "head_norm",
+          [](Program& p, int out, int x, bool rms,
+             const std::vector<std::tuple<int64_t, int64_t, int64_t, int, int>>& slices, float eps) {
+            HeadNorm op{out, x, rms, {}, eps};
+            for (const auto& [begin, width, count, weight, bias] : slices)
+              op.slices.push_back({begin, width, count, weight, bias});
+            append(p, std::move(op));
+          },
+          py::arg("out"), py::arg("x"), py::arg("rms"), py::arg("slices"), py::arg("eps"))
+      .def(
+          "linear",
+          [](Program& p, int out, int x, int weight, const std::string& activation, int residual, float scale,
+             float softcap) {
+            append(p, Linear{out, x, weight, activation_of(activation), residual, scale, softcap});
+          },
+          py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("activation"), py::arg("residual"),
+          py::arg("scale"), py::arg("softcap"))
+      .def(
+          "experts",
+          [](Program& p, int out, int x, int router, std::vector<int> gate_up, std::vector<int> down,
+             int shared_gate_up, int shared_down, int top_k, const std::string& activation, bool normalize,
+             int residual) {
+            append_experts(p, {out, x, router, std::move(gate_up), std::move(down), shared_gate_up, shared_down, top_k,
+                               activation_of(activation), normalize, residual, -1});
+          },
+          py::arg("out"), py::arg("x"), py::arg("router"), py::arg("gate_up"), py::arg("down"),
+          py::arg("shared_gate_up"), py::arg("shared_down"), py::arg("top_k"), py::arg("activation"),
+          py::arg("normalize"), py::arg("residual"))
+      .def(
+          "attention",
+          [](Program& p, int out, int qkv, int layer, int num_heads, int rope, float scale, bool interleaved,
+             int64_t window, float softcap, bool causal, int bias, int64_t bias_first, int64_t bias_span,
+             std::vector<float> slopes) {
+            append(p, Attention{out, qkv, layer, num_heads, rope, scale, interleaved, window, softcap, causal,
+                                {bias, bias_first, bias_span, std::move(slopes)}});
+          },
+          py::arg("out"), py::arg("qkv"), py::arg("layer"), py::arg("num_heads"), py::arg("rope"), py::arg("scale"),
+          py::arg("interleaved"), py::arg("window"), py::arg("softcap"), py::arg("causal"), py::arg("bias"),
+          py::arg("bias_first"), py::arg("bias_span"), py::arg("slopes"))
+      .def(
+          "store_cross", [](Program& p, int kv, int layer) { append(p, StoreCross{kv, layer}); }, py::arg("kv"),
+          py::arg("layer"))
+      .def(
+          "cross_attention",
+          [](Program& p, int out, int q, int layer, int num_heads, float scale) {
+            append(p, CrossAttention{out, q, layer, num_heads, scale});
+          },
+          py::arg("out"), py::arg("q"), py::arg("layer"), py::arg("num_heads"), py::arg("scale"))
+      .def(
+          "select", [](Program& p, int out, int x) { append(p, Select{out, x}); }, py::arg("out"), py::arg("x"))
+      .def(
+          "set_output", [](Program& p, int buffer) { current(p).output = buffer; }, py::arg("buffer"));
+}
+
 void bind_program(py::module_& m) {
-  py::class_<Program>(m, "Program",
-                      "A lowered network under construction: add_* return ids, the other methods append ops.")
-      .def(py::init([](const std::string& dtype, int num_layers, int num_kv_heads, int64_t head_dim, int64_t vocab_size,
-                       int64_t max_positions) {
+  py::class_<Program> program(m, "Program",
+                              "A lowered network under construction: matrices and vectors, then routines over them. "
+                              "add_* return ids; buffers and ops go to the routine begun last.");
+  program
+      .def(py::init([](const std::string& dtype, int cross_layers, int cross_kv_heads, int64_t cross_head_dim) {
              Program p;
              p.format = format_of(dtype);
-             p.num_layers = num_layers;
-             p.num_kv_heads = num_kv_heads;
-             p.head_dim = head_dim;
-             p.vocab_size = vocab_size;
-             p.max_positions = max_positions;
+             p.cross = kv_shape(p, cross_layers, cross_kv_heads, cross_head_dim);
              return p;
            }),
-           py::kw_only(), py::arg("dtype"), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"),
-           py::arg("vocab_size"), py::arg("max_positions"))
-      .def(
-          "add_buffer",
-          [](Program& p, bool selected, int64_t cols) {
-            return add(p.buffers, Buffer{selected ? Rows::R : Rows::T, cols});
-          },
-          py::arg("selected"), py::arg("cols"))
+           py::kw_only(), py::arg("dtype"), py::arg("cross_layers"), py::arg("cross_kv_heads"),
+           py::arg("cross_head_dim"))
       .def(
           "add_matrix",
           [](Program& p, std::string name, std::vector<int64_t> parts, int64_t k, bool gated, bool packed, bool bias) {
@@ -48,45 +138,21 @@ void bind_program(py::module_& m) {
       .def(
           "add_vector", [](Program& p, int64_t n) { return add(p.vectors, n); }, py::arg("n"))
       .def(
-          "embed",
-          [](Program& p, int out, int table, int positions, int64_t position_offset, float scale) {
-            p.ops.push_back(Embed{out, table, positions, position_offset, scale});
+          "begin_routine",
+          [](Program& p, std::string name, int num_layers, int num_kv_heads, int64_t head_dim, int64_t vocab_size,
+             int64_t max_positions) {
+            const KvShape kv = kv_shape(p, num_layers, num_kv_heads, head_dim);
+            return add(p.routines, Routine{std::move(name), kv, vocab_size, max_positions});
           },
-          py::arg("out"), py::arg("table"), py::arg("positions"), py::arg("position_offset"), py::arg("scale"))
+          py::arg("name"), py::kw_only(), py::arg("num_layers"), py::arg("num_kv_heads"), py::arg("head_dim"),
+          py::arg("vocab_size"), py::arg("max_positions"))
       .def(
-          "rotary",
-          [](Program& p, int out, std::vector<float> inv_freq, float scaling) {
-            p.ops.push_back(Rotary{out, std::move(inv_freq), scaling});
+          "add_buffer",
+          [](Program& p, bool selected, int64_t cols) {
+            return add(current(p).buffers, Buffer{selected ? Rows::R : Rows::T, cols});
           },
-          py::arg("out"), py::arg("inv_freq"), py::arg("scaling"))
-      .def(
-          "norm",
-          [](Program& p, int out, int x, bool rms, int weight, int bias, float eps) {
-            p.ops.push_back(Norm{out, x, rms, weight, bias, eps});
-          },
-          py::arg("out"), py::arg("x"), py::arg("rms"), py::arg("weight"), py::arg("bias"), py::arg("eps"))
-      .def(
-          "linear",
-          [](Program& p, int out, int x, int weight, const std::string& activation, int residual) {
-            p.ops.push_back(Linear{out, x, weight, activation_of(activation), residual});
-          },
-          py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("activation"), py::arg("residual"))
-      .def(
-          "attention",
-          [](Program& p, int out, int qkv, int layer, int num_heads, int rope, float scale, bool interleaved,
-             int64_t window, float softcap) {
-            p.ops.push_back(Attention{out, qkv, layer, num_heads, rope, scale, interleaved, window, softcap});
-          },
-          py::arg("out"), py::arg("qkv"), py::arg("layer"), py::arg("num_heads"), py::arg("rope"), py::arg("scale"),
-          py::arg("interleaved"), py::arg("window"), py::arg("softcap"))
-      .def(
-          "select",
-          [](Program& p, int out, int x) {
-            p.ops.push_back(Select{out, x});
-          },
-          py::arg("out"), py::arg("x"))
-      .def(
-          "set_logits", [](Program& p, int buffer) { p.logits = buffer; }, py::arg("buffer"));
+          py::arg("selected"), py::arg("cols"));
+  bind_ops_of(program);
 }
 
 void bind_cache(py::module_& m) {
@@ -105,9 +171,8 @@ void bind_cache(py::module_& m) {
       .def_property_readonly("huge_bytes", &KvCache::huge_bytes, "Bytes of those that huge pages back now.");
 }
 
-py::array_t<float> run(Executor& executor, const py::array& ids, const py::array& positions, const py::array& starts,
-                       const py::array& context, const py::array& block_table, const py::array& logit_rows,
-                       KvCache& cache) {
+Batch batch_of(const py::array& ids, const py::array& positions, const py::array& starts, const py::array& context,
+               const py::array& block_table, const py::array& logit_rows) {
   Batch b{};
   b.ids = data_of<int32_t>(ids, "batch.ids", {-1});
   b.rows = ids.shape(0);
@@ -120,16 +185,59 @@ py::array_t<float> run(Executor& executor, const py::array& ids, const py::array
   b.logit_rows = data_of<int32_t>(logit_rows, "batch.logit_rows", {-1});
   b.logits = logit_rows.shape(0);
   if (b.rows > INT32_MAX / 2) throw Error(ErrorKind::array, "[batch] a step can have 2^30 rows; divide it");
-  const int64_t ld = executor.logits_ld(), vocabulary = executor.program().vocab_size;
-  auto holder = std::make_unique<std::shared_ptr<Arena>>(cache.logits(size_t(b.logits * ld) * sizeof(float)));
-  float* logits = reinterpret_cast<float*>((*holder)->data());
+  return b;
+}
+
+// What only some programs ask for; None: nothing.
+void add_optional(Batch& b, const py::object& token_types, const py::object& cross_table,
+                  const py::object& cross_context) {
+  if (!token_types.is_none())
+    b.token_types = data_of<int32_t>(token_types.cast<py::array>(), "batch.token_types", {b.rows});
+  if (!cross_table.is_none()) {
+    const py::array table = cross_table.cast<py::array>();
+    b.cross_table = data_of<int32_t>(table, "batch.cross_table", {b.sequences, -1});
+    b.cross_width = table.shape(1);
+  }
+  if (!cross_context.is_none())
+    b.cross_context = data_of<int32_t>(cross_context.cast<py::array>(), "batch.cross_context", {b.sequences});
+}
+
+py::array_t<float> array_of(Array array) {
+  auto held = std::make_unique<Array>(std::move(array));
+  float* data = held->floats();
+  const std::vector<int64_t> shape = held->shape;
+  if (data == nullptr) return py::array_t<float>(shape);
+  const py::capsule owner(held.release(), [](void* p) { delete static_cast<Array*>(p); });
+  return py::array_t<float>(shape, data, owner);
+}
+
+// (output, values, weights): the last two are lists in the order asked for.
+py::tuple run(Executor& executor, int routine, const py::array& ids, const py::array& positions,
+              const py::array& starts, const py::array& context, const py::array& block_table,
+              const py::array& logit_rows, KvCache& cache, const py::object& token_types, KvCache* cross,
+              const py::object& cross_table, const py::object& cross_context, std::vector<int> buffers,
+              std::vector<int> attentions) {
+  Batch b = batch_of(ids, positions, starts, context, block_table, logit_rows);
+  add_optional(b, token_types, cross_table, cross_context);
+  const int64_t cols = executor.output_cols(routine), ld = executor.output_ld(routine);
+  auto holder = std::make_unique<std::shared_ptr<Arena>>(cache.output(size_t(b.logits * ld) * sizeof(float)));
+  float* output = reinterpret_cast<float*>((*holder)->data());
+  Capture capture{std::move(buffers), std::move(attentions), {}, {}};
+  const bool captures = !capture.buffers.empty() || !capture.attentions.empty();
   {
     py::gil_scoped_release nogil;
-    executor.run(b, cache, logits);
+    executor.run(routine, b, cache, cross, output, captures ? &capture : nullptr);
   }
   const py::capsule owner(holder.release(), [](void* p) { delete static_cast<std::shared_ptr<Arena>*>(p); });
-  return py::array_t<float>({b.logits, vocabulary}, {ld * int64_t(sizeof(float)), int64_t(sizeof(float))}, logits,
-                            owner);
+  const py::array_t<float> out({b.logits, cols}, {ld * int64_t(sizeof(float)), int64_t(sizeof(float))}, output, owner);
+  py::list values, weights;
+  for (Array& value : capture.values) values.append(array_of(std::move(value)));
+  for (std::vector<Array>& op : capture.weights) {
+    py::list sequences;
+    for (Array& sequence : op) sequences.append(array_of(std::move(sequence)));
+    weights.append(sequences);
+  }
+  return py::make_tuple(out, values, weights);
 }
 
 py::dict memory(const Executor& executor) {
@@ -168,16 +276,28 @@ void bind_executor(py::module_& m) {
           py::arg("id"), py::arg("values"))
       .def(
           "new_cache",
-          [](const Executor& executor, size_t max_bytes) {
-            return std::make_shared<KvCache>(executor.kv_shape(), max_bytes);
+          [](const Executor& executor, int routine, size_t max_bytes) {
+            return std::make_shared<KvCache>(executor.routine(routine).kv, max_bytes);
           },
-          py::arg("max_bytes") = 0, "An empty cache; max_bytes 0: as much as the system gives.")
-      .def("run", &run, py::arg("ids"), py::arg("positions"), py::arg("starts"), py::arg("context"),
-           py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"),
-           "One step (pyllm.program.batch.Batch): float32 logits [R, V], a view of the cache's buffer that its next "
-           "step "
-           "overwrites. Raises ArrayError, PromptError, ContextLengthError, OutOfMemoryError; the cache is then "
-           "unchanged.")
+          py::arg("routine"), py::arg("max_bytes") = 0,
+          "An empty cache of one routine's own keys and values; max_bytes 0: as much as the system gives.")
+      .def(
+          "new_cross_cache",
+          [](const Executor& executor, size_t max_bytes) {
+            if (executor.program().cross.layers == 0)
+              throw Error(ErrorKind::array, "[cache] this model has no cross-attention; use new_cache()");
+            return std::make_shared<KvCache>(executor.program().cross, max_bytes);
+          },
+          py::arg("max_bytes") = 0, "An empty cache of the keys and values of sources.")
+      .def("run", &run, py::arg("routine"), py::arg("ids"), py::arg("positions"), py::arg("starts"),
+           py::arg("context"), py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"),
+           py::arg("token_types") = py::none(), py::arg("cross") = py::none(), py::arg("cross_table") = py::none(),
+           py::arg("cross_context") = py::none(), py::arg("buffers") = std::vector<int>{},
+           py::arg("attentions") = std::vector<int>{},
+           "One step (pyllm.program.batch.Batch): its output float32 [R, n], a view of the cache's buffer that its next "
+           "step overwrites; copies of the buffers asked for; for each attention asked for (by its output) its weights "
+           "[heads, rows, keys] of every sequence. Raises ArrayError, PromptError, ContextLengthError, "
+           "OutOfMemoryError; the caches are then unchanged.")
       .def("memory", &memory, "(bytes, bytes of those on huge pages now) of weights, activations and scratch.")
       .def_property_readonly("num_threads", &Executor::threads)
       .def_property_readonly("isa", [](const Executor& executor) { return executor.kernels().name; });

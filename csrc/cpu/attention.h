@@ -34,10 +34,11 @@ struct Visible {
   int64_t begin, end;
 };
 inline Visible visible_keys(const AttendArgs& a, int i) {
-  if (!a.causal) return {0, a.num_keys};
+  if (!a.causal && a.window == 0) return {0, a.num_keys};
   const int64_t position = a.first_position + (a.first_head + i) / a.group;
   const int64_t first = a.window > 0 && position + 1 > a.window ? position + 1 - a.window : 0;
-  return {first, position + 1};
+  if (a.causal) return {first, position + 1};
+  return {first, position + a.window < a.num_keys ? position + a.window : a.num_keys};
 }
 // The blocks that any vector sees: later vectors belong to the same or later tokens.
 struct BlockRange {
@@ -80,15 +81,17 @@ PYLLM_INLINE void store_weights(float* scores, int64_t t, const F16& p) {
 }
 
 // The scores of one vector, tokens [0, tokens) of the visible blocks, become exp(s - max); tokens outside `seen`
-// (relative to the first block) become 0. Returns 1 / their sum.
+// (relative to the first block, as bias and weights are) become 0. Returns 1 / their sum.
 template <Weights W>
-inline float soften(const AttendArgs& a, float* scores, int64_t tokens, Visible seen) {
+inline float soften(const AttendArgs& a, float* scores, int64_t tokens, Visible seen, const float* bias,
+                    float* weights) {
   const F16 lowest = f_set(-__builtin_inff()), scale = f_set(a.scale), cap = f_set(a.softcap);
   const int64_t begin = seen.begin / 16 * 16, end = round_up(seen.end, 16);
   F16 highest = lowest, sum = f_zero();
   for (int64_t t = begin; t < end; t += 16) {
     F16 s = f_mul(f_load(scores + t), scale);
     if (a.softcap > 0) s = f_mul(cap, f_tanh(f_div(s, cap)));
+    if (bias) s = f_add(s, load_piece(bias + t, t + 16 > seen.end ? int(seen.end - t) : 16));
     if (t < seen.begin) s = f_choose_less(f_lane_index(), f_set(float(seen.begin - t)), lowest, s);
     if (t + 16 > seen.end) s = f_choose_less(f_lane_index(), f_set(float(seen.end - t)), s, lowest);
     highest = f_max(highest, s);
@@ -99,17 +102,26 @@ inline float soften(const AttendArgs& a, float* scores, int64_t tokens, Visible 
   for (int64_t t = begin; t < end; t += 16) {
     const F16 p = f_exp(f_sub(f_load(scores + t), top));
     sum = f_add(sum, p);
+    if (weights) store_piece(weights + t, p, t + 16 > seen.end ? int(seen.end - t) : 16);
     store_weights<W>(scores, t, p);
   }
   for (int64_t t = end; t < tokens; t += 16) store_weights<W>(scores, t, f_zero());
-  return 1.0f / f_reduce_add(sum);
+  const float inverse = 1.0f / f_reduce_add(sum);
+  if (weights) {
+    for_pieces(seen.end - begin, [&](int64_t t, int lanes) {
+      float* at = weights + begin + t;
+      store_piece(at, f_mul(load_piece(at, lanes), f_set(inverse)), lanes);
+    });
+  }
+  return inverse;
 }
 template <Weights W>
 inline void soften_vectors(const AttendArgs& a, const AttendScratch& s, BlockRange blocks, float* inverse) {
   const int64_t origin = blocks.begin * kBlockTokens, tokens = (blocks.end - blocks.begin) * kBlockTokens;
   for (int i = 0; i < a.vectors; ++i) {
     const Visible seen = visible_keys(a, i);
-    inverse[i] = soften<W>(a, s.scores + i * s.row, tokens, {seen.begin - origin, seen.end - origin});
+    inverse[i] = soften<W>(a, s.scores + i * s.row, tokens, {seen.begin - origin, seen.end - origin},
+                           a.bias ? a.bias[i] + origin : nullptr, a.weights ? a.weights[i] + origin : nullptr);
   }
 }
 

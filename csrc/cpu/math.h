@@ -89,6 +89,8 @@ inline F16 f_activation(Activation a, const F16& x) {
       return f_quick_gelu(x);
     case Activation::silu:
       return f_silu(x);
+    case Activation::tanh:
+      return f_tanh(x);
   }
   return x;
 }

@@ -82,6 +82,8 @@ PYLLM_INLINE void with_activation(Activation a, Run run) {
       return run([](const F16& x) { return f_quick_gelu(x); });
     case Activation::silu:
       return run([](const F16& x) { return f_silu(x); });
+    case Activation::tanh:
+      return run([](const F16& x) { return f_tanh(x); });
   }
 }
 

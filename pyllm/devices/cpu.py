@@ -1,9 +1,10 @@
-"""The CPU device: lowers a program to the C++ executor, packs its weights, runs batches. All arithmetic is in csrc/."""
+"""The CPU device: packs a network's weights into the C++ executor and runs batches. All arithmetic is in csrc/."""
 
 from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -12,23 +13,9 @@ from tqdm import tqdm
 
 from .. import _C
 from ..errors import ArrayError
-from ..program.batch import Batch, KvCache
-from ..program.program import (
-    Attention,
-    Buffer,
-    Embed,
-    Linear,
-    Matrix,
-    Network,
-    Norm,
-    Op,
-    Program,
-    Rotary,
-    Select,
-    Source,
-    StoreCross,
-    as_network,
-)
+from ..program.batch import Batch, Capture, KvCache
+from ..program.program import Network, Program, Source, as_network
+from .lowering import Lowering, Routine
 
 
 class Tensors(Protocol):
@@ -42,12 +29,12 @@ class Tensors(Protocol):
 
 
 class CpuRunner:
-    """A program on this machine's processors. Threads may share one: steps take turns, caches are independent.
+    """A network on this machine's processors. Threads may share one: steps take turns, caches are independent.
 
     dtype: "float32", or "bfloat16" for weights, keys, values and the inputs of matmuls; sums are float32 in both.
     num_threads None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or the cores this process may use. isa None: the best
     instruction set here, or PYLLM_ISA's. progress: a bar on stderr while packing, if it is a terminal.
-    Weights are packed matrix by matrix and each tensor is released after its last use.
+    Weights are packed matrix by matrix, once where two programs share one; each tensor is released after its last use.
 
     Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
     """
@@ -62,12 +49,17 @@ class CpuRunner:
         isa: str | None = None,
         progress: bool = False,
     ) -> None:
-        program = as_network(network).main
-        self.program = program
-        lowered = _Lowering(program, dtype)
+        self.network = as_network(network)
+        lowered = Lowering(self.network, dtype)
+        self._routines = lowered.routines
         self._executor = _C.Executor(lowered.program, num_threads, isa)
         self._caches: weakref.WeakSet[_C.KvCache] = weakref.WeakSet()
         _load(self._executor, lowered, tensors, progress)
+
+    @property
+    def program(self) -> Program:
+        """The network's main program."""
+        return self.network.main
 
     @property
     def vocab_size(self) -> int:
@@ -87,22 +79,56 @@ class CpuRunner:
         return self._executor.isa
 
     def new_cache(self, program: str = "step", max_bytes: int = 0) -> _C.KvCache:
-        """An empty cache; max_bytes 0: as large as memory allows."""
-        cache = self._executor.new_cache(max_bytes)
-        self._caches.add(cache)
-        return cache
+        """An empty cache of one program's own keys and values; max_bytes 0: as large as memory allows."""
+        return self._kept(self._executor.new_cache(self._routine(program).index, max_bytes))
 
-    def run(self, batch: Batch, cache: KvCache) -> NDArray[np.float32]:
-        """One step; logits float32 [R, V], a view of the cache's buffer, which the cache's next step overwrites.
+    def new_cross_cache(self, max_bytes: int = 0) -> _C.KvCache:
+        """An empty cache for the keys and values of sources, which an encoder stores and its decoder reads."""
+        return self._kept(self._executor.new_cross_cache(max_bytes))
 
-        Raises PromptError (ids), ContextLengthError (positions), ArrayError (anything else wrong with the batch) and
-        OutOfMemoryError; the cache's content is then unchanged.
+    def run(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        *,
+        program: str = "step",
+        cross: KvCache | None = None,
+        capture: Capture | None = None,
+    ) -> NDArray[np.float32]:
+        """One step; output float32 [R, n], a view of the cache's buffer, which the cache's next step overwrites.
+
+        capture: its values and weights are set to fresh arrays; asking for some costs barriers, not asking nothing.
+        Raises PromptError (ids, token types), ContextLengthError (positions), ArrayError (anything else wrong with the
+        batch, the caches or the names to capture) and OutOfMemoryError; the caches' content is then unchanged.
         """
-        if not isinstance(cache, _C.KvCache):
-            raise ArrayError(f"[run] the cache must come from this runner's new_cache(), got {type(cache).__name__}")
-        return self._executor.run(
-            batch.ids, batch.positions, batch.starts, batch.context, batch.block_table, batch.logit_rows, cache
+        routine = self._routine(program)
+        if not isinstance(cache, _C.KvCache) or not (cross is None or isinstance(cross, _C.KvCache)):
+            given = " and ".join(type(one).__name__ for one in (cache, cross) if one is not None)
+            raise ArrayError(
+                f"[run] the cache must come from this runner's new_cache() or new_cross_cache(), got {given}; make one"
+            )
+        buffers = _wanted(routine, capture.buffers if capture else ())
+        attentions = _wanted(routine, capture.attentions if capture else ())
+        output, values, weights = self._executor.run(
+            routine.index,
+            batch.ids,
+            batch.positions,
+            batch.starts,
+            batch.context,
+            batch.block_table,
+            batch.logit_rows,
+            cache,
+            batch.token_types,
+            cross,
+            batch.cross_table,
+            batch.cross_context,
+            list(buffers.values()),
+            list(attentions.values()),
         )
+        if capture is not None:
+            capture.values = dict(zip(buffers, values, strict=True))
+            capture.weights = dict(zip(attentions, weights, strict=True))
+        return output
 
     def memory_report(self) -> dict[str, int]:
         """Bytes held: weights, activations and scratch of a step, key/value caches; and how much of all that huge
@@ -114,80 +140,38 @@ class CpuRunner:
         report["of_it_on_huge_pages"] = sum(huge for _, huge in held.values()) + sum(c.huge_bytes for c in caches)
         return report
 
-
-class _Lowering:
-    """The program as the core takes it, and the ids it gave to matrices and vectors."""
-
-    def __init__(self, program: Program, dtype: str) -> None:
-        self.program = _C.Program(
-            dtype=dtype,
-            num_layers=program.num_layers,
-            num_kv_heads=program.num_kv_heads,
-            head_dim=program.head_dim,
-            vocab_size=program.vocab_size,
-            max_positions=program.max_positions,
-        )
-        self._buffers: dict[str, int] = {}
-        multiplied = {op.weight for op in program.ops if isinstance(op, Linear)}
-        self.matrices = {matrix: self._matrix(matrix, matrix in multiplied) for matrix in program.matrices()}
-        self.vectors = {vector: self.program.add_vector(vector.shape[0]) for vector in program.vectors()}
-        for op in program.ops:
-            self._op(op)
-        self.program.set_logits(self._buffer(program.output))
-
-    def _matrix(self, matrix: Matrix, packed: bool) -> int:
-        """Tables that are only looked up stay plain rows; a table that is also a head exists in packed form only."""
-        parts = [_rows(source) for source in matrix.sources]
-        return self.program.add_matrix(
-            matrix.name, parts, matrix.shape[1], gated=matrix.gated, packed=packed, bias=bool(matrix.bias)
-        )
-
-    def _buffer(self, buffer: Buffer | None) -> int:
-        if buffer is None:
-            return -1
-        if buffer.name not in self._buffers:
-            self._buffers[buffer.name] = self.program.add_buffer(buffer.rows == "R", buffer.cols)
-        return self._buffers[buffer.name]
-
-    def _op(self, op: Op) -> None:
-        if isinstance(op, StoreCross):
-            return
-        out = self._buffer(op.out)
-        if isinstance(op, Embed):
-            positions = -1 if op.positions is None else self.matrices[op.positions]
-            self.program.embed(out, self.matrices[op.table], positions, op.position_offset, op.scale)
-        elif isinstance(op, Rotary):
-            self.program.rotary(out, list(op.inv_freq), op.scaling)
-        elif isinstance(op, Norm):
-            bias = -1 if op.bias is None else self.vectors[op.bias]
-            self.program.norm(out, self._buffer(op.x), op.kind == "rms", self.vectors[op.weight], bias, op.eps)
-        elif isinstance(op, Linear):
-            residual = self._buffer(op.residual)
-            self.program.linear(out, self._buffer(op.x), self.matrices[op.weight], op.activation, residual)
-        elif isinstance(op, Attention):
-            self.program.attention(
-                out,
-                self._buffer(op.qkv),
-                op.layer,
-                op.num_heads,
-                self._buffer(op.rope),
-                op.scale,
-                op.rope_interleaved,
-                op.window,
-                op.softcap,
+    def _routine(self, program: str) -> Routine:
+        if program not in self._routines:
+            have = " and ".join(repr(name) for name in self._routines)
+            raise ArrayError(
+                f"[cpu] a {self.network.family} model has {have}, got {program!r}; name one of its programs"
             )
-        elif isinstance(op, Select):
-            self.program.select(out, self._buffer(op.x))
+        return self._routines[program]
+
+    def _kept(self, cache: _C.KvCache) -> _C.KvCache:
+        self._caches.add(cache)
+        return cache
 
 
-def _load(executor: _C.Executor, lowered: _Lowering, tensors: Tensors, progress: bool) -> None:
+def _wanted(routine: Routine, names: Iterable[str]) -> dict[str, int]:
+    """Ids of buffers by name, each once."""
+    unknown = [name for name in names if name not in routine.buffers]
+    if unknown:
+        raise ArrayError(
+            f"[capture] buffers are named as the program's listing shows, got {', '.join(map(repr, unknown))}; "
+            "print(runner.network) lists them"
+        )
+    return {name: routine.buffers[name] for name in names}
+
+
+def _load(executor: _C.Executor, lowered: Lowering, tensors: Tensors, progress: bool) -> None:
     """Packs everything, one matrix at a time, so that at most one tensor is in memory beside the packed weights."""
     uses: dict[str, int] = {}
     for matrix in lowered.matrices:
         for source in (*matrix.sources, *matrix.bias):
             uses[source.name] = uses.get(source.name, 0) + 1
-    for vector in lowered.vectors:
-        uses[vector.source.name] = uses.get(vector.source.name, 0) + 1
+    for source in [*(vector.source for vector in lowered.vectors), *(bias.source for bias in lowered.biases)]:
+        uses[source.name] = uses.get(source.name, 0) + 1
 
     def done(source: Source) -> None:
         uses[source.name] -= 1
@@ -199,19 +183,17 @@ def _load(executor: _C.Executor, lowered: _Lowering, tensors: Tensors, progress:
         parts = [_taken(tensors, source) for source in matrix.sources]
         if len({part.dtype for part in parts}) > 1:
             parts = [_float32(part) for part in parts]
-        executor.pack(index, parts, [_float32(_taken(tensors, source)) for source in matrix.bias])
+        executor.pack(index, parts, [_float32(_taken(tensors, source).ravel()) for source in matrix.bias])
         del parts
         for source in (*matrix.sources, *matrix.bias):
             done(source)
     for vector, index in lowered.vectors.items():
-        executor.set_vector(index, _float32(_taken(tensors, vector.source)) + np.float32(vector.offset))
+        values = _float32(_taken(tensors, vector.source).ravel()) + np.float32(vector.offset)
+        executor.set_vector(index, values * np.float32(vector.scale))
         done(vector.source)
-
-
-def _rows(source: Source) -> int:
-    """Rows of the matrix that a source contributes."""
-    rows = source.shape[1] if source.transposed else source.shape[0]
-    return (source.end or rows) - source.begin
+    for bias, index in lowered.biases.items():
+        executor.set_vector(index, bias.expand(_float32(_taken(tensors, bias.source))).ravel())
+        done(bias.source)
 
 
 def _taken(tensors: Tensors, source: Source) -> NDArray[Any]:

@@ -1,0 +1,169 @@
+// A worker's part of attention: to the sequence's own keys, and to those of its source.
+#include <algorithm>
+#include <cstring>
+
+#include "worker.h"
+
+namespace pyllm {
+
+void Worker::apply(const Attention& o, const Phase& phase) {
+  const int heads = r_.kv.heads, group = o.num_heads / heads;
+  if (s_.own_heads) {
+    const Team::Range mine = team_.part(b_.sequences * heads);
+    for (int64_t i = mine.begin; i < mine.end; i++) {
+      const int sequence = int(i / heads), head = int(i % heads);
+      const int row0 = b_.starts[sequence], row1 = b_.starts[sequence + 1];
+      append(o, head, sequence, row0, row1);
+      for (int first = 0, all = (row1 - row0) * group; first < all; first += kAttendRows)
+        attend(o, phase.op, head, {sequence, first, std::min(kAttendRows, all - first)});
+    }
+    return;
+  }
+  // A block of one head is one worker's: kernels may rewrite neighbouring tokens' bytes when they append.
+  const std::vector<Piece>& pieces = s_.step.pieces();
+  const Team::Range mine = team_.part(int64_t(pieces.size()) * heads);
+  for (int64_t i = mine.begin; i < mine.end; i++) {
+    const Piece& piece = pieces[size_t(i) % pieces.size()];
+    append(o, int(i / int64_t(pieces.size())), piece.sequence, piece.row0, piece.row1);
+  }
+  team_.barrier();
+  const std::vector<AttendTask>& tasks = s_.step.tasks();
+  const int64_t all = int64_t(tasks.size()) * heads;
+  std::atomic<int64_t>& next = s_.counters[phase.counter].next;
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all;)
+    attend(o, phase.op, int(i % heads), tasks[size_t(i / heads)]);
+}
+
+// Rotates the query heads and the key of one kv head, and stores its keys and values.
+void Worker::append(const Attention& o, int head, int sequence, int row0, int row1) {
+  const int64_t e = r_.kv.head_dim;
+  const int group = o.num_heads / r_.kv.heads;
+  for (int r = row0; r < row1; r++) {
+    float* qkv = row(o.qkv, r);
+    float* key = qkv + (o.num_heads + head) * e;
+    const float* value = key + r_.kv.heads * e;
+    if (o.rope >= 0) {
+      const float* cos_sin = row(o.rope, r);
+      const int64_t rotary_dim = buffer(o.rope).cols;
+      for (int i = 0; i < group; i++) k_.rope(cos_sin, rotary_dim, o.interleaved, qkv + (head * group + i) * e);
+      k_.rope(cos_sin, rotary_dim, o.interleaved, key);
+    }
+    uint8_t* block = s_.step.block_of(sequence, b_.positions[r]) + r_.kv.offset(o.layer, head);
+    k_.kv_append(p_.format, e, b_.positions[r] % kBlockTokens, key, value, block);
+  }
+}
+
+void Worker::apply(const StoreCross& o, const Phase&) {
+  if (!s_.step.has_cross()) return;
+  const KvShape& kv = p_.cross;
+  const std::vector<Piece>& pieces = s_.step.pieces();
+  const Team::Range mine = team_.part(int64_t(pieces.size()) * kv.heads);
+  for (int64_t i = mine.begin; i < mine.end; i++) {
+    const Piece& piece = pieces[size_t(i) % pieces.size()];
+    const int head = int(i / int64_t(pieces.size()));
+    for (int r = piece.row0; r < piece.row1; r++) {
+      const float* key = row(o.kv, r) + head * kv.head_dim;
+      uint8_t* block = s_.step.cross_block_of(piece.sequence, b_.positions[r]) + kv.offset(o.layer, head);
+      k_.kv_append(p_.format, kv.head_dim, b_.positions[r] % kBlockTokens, key, key + kv.heads * kv.head_dim, block);
+    }
+  }
+}
+
+void Worker::attend(const Attention& o, int op, int head, const AttendTask& task) {
+  const int group = o.num_heads / r_.kv.heads;
+  const int row0 = b_.starts[task.sequence];
+  AttendArgs a{};
+  a.format = p_.format;
+  a.causal = o.causal;
+  a.vectors = task.count;
+  a.group = group;
+  a.first_head = task.first % group;
+  a.head_dim = r_.kv.head_dim;
+  a.first_position = b_.positions[row0] + task.first / group;
+  a.num_keys =
+      o.causal ? b_.positions[row0] + (task.first + task.count - 1) / group + 1 : b_.context[task.sequence];
+  a.window = o.window;
+  a.scale = o.scale;
+  a.softcap = o.softcap;
+  a.blocks = s_.step.blocks(task.sequence);
+  a.block_offset = r_.kv.offset(o.layer, head);
+  const bool biased = o.bias.table >= 0 || !o.bias.slopes.empty();
+  attend_vectors(a, o.num_heads, o.qkv, o.out, op, head, task, biased ? &o.bias : nullptr, b_.context);
+}
+
+void Worker::apply(const CrossAttention& o, const Phase& phase) {
+  const KvShape& kv = p_.cross;
+  const int group = o.num_heads / kv.heads;
+  const std::vector<AttendTask>& tasks = s_.step.cross_tasks();
+  const int64_t all = int64_t(tasks.size()) * kv.heads;
+  std::atomic<int64_t>& next = s_.counters[phase.counter].next;
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all;) {
+    const AttendTask& task = tasks[size_t(i / kv.heads)];
+    const int head = int(i % kv.heads);
+    AttendArgs a{};
+    a.format = p_.format;
+    a.vectors = task.count;
+    a.group = group;
+    a.first_head = task.first % group;
+    a.head_dim = kv.head_dim;
+    a.num_keys = b_.cross_context[task.sequence];
+    a.scale = o.scale;
+    a.blocks = s_.step.cross_blocks(task.sequence);
+    a.block_offset = kv.offset(o.layer, head);
+    attend_vectors(a, o.num_heads, o.q, o.out, phase.op, head, task, nullptr, b_.cross_context);
+  }
+}
+
+// The rest of the arguments, from the rows of a task, and the call. keys: of each sequence, where weights are captured.
+void Worker::attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op, int head, const AttendTask& task,
+                            const ScoreBias* bias, const int32_t* keys) {
+  const float* queries[kAttendRows];
+  const float* biases[kAttendRows];
+  float* outputs[kAttendRows];
+  float* weights[kAttendRows];
+  const std::vector<float*>* wanted = s_.capture ? &s_.capture->weights[size_t(op)] : nullptr;
+  if (wanted && wanted->empty()) wanted = nullptr;
+  int sequence = task.sequence;
+  for (int i = 0; i < task.count; i++) {
+    const int v = task.first + i, r = b_.starts[task.sequence] + v / a.group;
+    const int query_head = head * a.group + v % a.group;
+    queries[i] = row(q, r) + query_head * a.head_dim;
+    outputs[i] = row(out, r) + query_head * a.head_dim;
+    if (query_head == num_heads - 1) clear_padding(out, row(out, r));
+    if (bias) add_bias(*bias, a, i, query_head, b_.positions[r], biases);
+    if (!wanted) continue;
+    while (b_.starts[sequence + 1] <= r) sequence++;  // a task of cross-attention may span sequences
+    const int64_t rows = b_.starts[sequence + 1] - b_.starts[sequence];
+    weights[i] = (*wanted)[size_t(sequence)] + (query_head * rows + r - b_.starts[sequence]) * keys[sequence];
+  }
+  a.q = queries;
+  a.out = outputs;
+  a.bias = bias ? biases : nullptr;
+  a.weights = wanted ? weights : nullptr;
+  k_.attend(a, work_);
+}
+
+// The row of biases of one query vector: num_keys floats, in the table itself where it covers all their distances.
+void Worker::add_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int64_t position,
+                      const float** rows) const {
+  float* filled = bias_ + vector * round_up(a.num_keys, 16);
+  rows[vector] = filled;
+  if (bias.table < 0) {
+    const float slope = bias.slopes[size_t(query_head)];
+    for (int64_t key = 0; key < a.num_keys; key++) filled[key] = slope * float(int32_t(key - position));
+    return;
+  }
+  const float* table = s_.weights.vector(bias.table) + query_head * bias.span;
+  const int64_t shift = -position - bias.first;  // key + shift: index in the table
+  if (shift >= 0 && a.num_keys + shift <= bias.span) {
+    rows[vector] = table + shift;
+    return;
+  }
+  const int64_t begin = std::clamp(-shift, int64_t(0), a.num_keys),
+                end = std::clamp(bias.span - shift, begin, a.num_keys);
+  std::fill(filled, filled + begin, table[0]);
+  std::copy(table + begin + shift, table + end + shift, filled + begin);
+  std::fill(filled + end, filled + a.num_keys, table[bias.span - 1]);
+}
+
+}  // namespace pyllm

@@ -1,0 +1,189 @@
+"""Lowers a network to the C++ core's program: routines over one set of matrices and vectors, and the ids they got."""
+
+from __future__ import annotations
+
+from .. import _C
+from ..program.program import (
+    Alibi,
+    Attention,
+    Buffer,
+    CrossAttention,
+    Embed,
+    Experts,
+    HeadNorm,
+    Linear,
+    Matrix,
+    Network,
+    Norm,
+    Op,
+    Program,
+    RelativeBias,
+    Rotary,
+    Select,
+    Source,
+    StoreCross,
+    Vector,
+)
+
+
+class Lowering:
+    """A network as the core takes it. What both programs use (equal matrices, vectors, biases) is there once.
+
+    matrices, vectors, biases   ids in the core; a bias is a vector [num_heads * len(buckets)]
+    routines                    programs by name -> their ids and the ids of their buffers
+    """
+
+    def __init__(self, network: Network, dtype: str) -> None:
+        programs = list(network.programs.values())
+        main = network.main
+        self.program = _C.Program(
+            dtype=dtype,
+            cross_layers=main.cross_layers,
+            cross_kv_heads=main.cross_kv_heads,
+            cross_head_dim=main.cross_head_dim,
+        )
+        multiplied = {matrix for program in programs for matrix in _multiplied(program)}
+        found = dict.fromkeys(matrix for program in programs for matrix in program.matrices())
+        self.matrices = {matrix: self._matrix(matrix, matrix in multiplied) for matrix in found}
+        vectors = dict.fromkeys(vector for program in programs for vector in program.vectors())
+        self.vectors = {vector: self.program.add_vector(vector.shape[0]) for vector in vectors}
+        biases = dict.fromkeys(bias for program in programs for bias in program.biases())
+        self.biases = {bias: self.program.add_vector(bias.num_heads * len(bias.buckets)) for bias in biases}
+        self.routines = {name: self._routine(name, program) for name, program in network.programs.items()}
+
+    def _matrix(self, matrix: Matrix, packed: bool) -> int:
+        """Tables that are only looked up stay plain rows; a table that is also a head exists in packed form only."""
+        parts = [_rows(source) for source in matrix.sources]
+        return self.program.add_matrix(
+            matrix.name, parts, matrix.shape[1], gated=matrix.gated, packed=packed, bias=bool(matrix.bias)
+        )
+
+    def _routine(self, name: str, program: Program) -> Routine:
+        index = self.program.begin_routine(
+            name,
+            num_layers=program.num_layers,
+            num_kv_heads=program.num_kv_heads,
+            head_dim=program.head_dim,
+            vocab_size=program.vocab_size,
+            max_positions=program.max_positions,
+        )
+        routine = Routine(index, self)
+        for op in program.ops:
+            routine.add(op)
+        self.program.set_output(routine.buffer(program.output))
+        return routine
+
+
+class Routine:
+    """One program's ops on their way into the core."""
+
+    def __init__(self, index: int, lowering: Lowering) -> None:
+        self.index = index
+        self.buffers: dict[str, int] = {}  # by name
+        self._all = lowering
+        self._core = lowering.program
+
+    def buffer(self, buffer: Buffer | None) -> int:
+        """Its id, -1 for none."""
+        if buffer is None:
+            return -1
+        if buffer.name not in self.buffers:
+            self.buffers[buffer.name] = self._core.add_buffer(buffer.rows == "R", buffer.cols)
+        return self.buffers[buffer.name]
+
+    def add(self, op: Op) -> None:
+        """Appends one op."""
+        if isinstance(op, StoreCross):
+            self._core.store_cross(self.buffer(op.kv), op.layer)
+            return
+        out = self.buffer(op.out)
+        if isinstance(op, Embed):
+            self._embed(out, op)
+        elif isinstance(op, Rotary):
+            self._core.rotary(out, list(op.inv_freq), op.scaling)
+        elif isinstance(op, Norm):
+            x, residual, weight, bias = self.buffer(op.x), self.buffer(op.residual), op.weight, op.bias
+            self._core.norm(out, x, op.kind == "rms", self._vector(weight), self._vector(bias), op.eps, residual)
+        elif isinstance(op, HeadNorm):
+            slices = [
+                (part.begin, part.width, part.count, self._vector(part.weight), self._vector(part.bias))
+                for part in op.slices
+            ]
+            self._core.head_norm(out, self.buffer(op.x), op.kind == "rms", slices, op.eps)
+        elif isinstance(op, Linear):
+            x, weight, residual = self.buffer(op.x), self._matrix(op.weight), self.buffer(op.residual)
+            self._core.linear(out, x, weight, op.activation, residual, op.scale, op.softcap)
+        elif isinstance(op, Experts):
+            self._experts(out, op)
+        elif isinstance(op, Attention):
+            self._attention(out, op)
+        elif isinstance(op, CrossAttention):
+            self._core.cross_attention(out, self.buffer(op.q), op.layer, op.num_heads, op.scale)
+        else:
+            assert isinstance(op, Select)
+            self._core.select(out, self.buffer(op.x))
+
+    def _matrix(self, matrix: Matrix | None) -> int:
+        return -1 if matrix is None else self._all.matrices[matrix]
+
+    def _vector(self, vector: Vector | None) -> int:
+        return -1 if vector is None else self._all.vectors[vector]
+
+    def _embed(self, out: int, op: Embed) -> None:
+        self._core.embed(
+            out,
+            self._matrix(op.table),
+            self._matrix(op.positions),
+            op.position_offset,
+            op.scale,
+            self._matrix(op.types),
+            op.index == "positions",
+        )
+
+    def _experts(self, out: int, op: Experts) -> None:
+        shared_gate_up, shared_down = op.shared or (None, None)
+        self._core.experts(
+            out,
+            self.buffer(op.x),
+            self.buffer(op.router),
+            [self._matrix(matrix) for matrix in op.gate_up],
+            [self._matrix(matrix) for matrix in op.down],
+            self._matrix(shared_gate_up),
+            self._matrix(shared_down),
+            op.top_k,
+            op.activation,
+            op.normalize,
+            self.buffer(op.residual),
+        )
+
+    def _attention(self, out: int, op: Attention) -> None:
+        bias = op.bias
+        table = self._all.biases[bias] if isinstance(bias, RelativeBias) else -1
+        self._core.attention(
+            out,
+            self.buffer(op.qkv),
+            op.layer,
+            op.num_heads,
+            self.buffer(op.rope),
+            op.scale,
+            op.rope_interleaved,
+            op.window,
+            op.softcap,
+            op.causal,
+            table,
+            bias.first if isinstance(bias, RelativeBias) else 0,
+            len(bias.buckets) if isinstance(bias, RelativeBias) else 0,
+            list(bias.slopes) if isinstance(bias, Alibi) else [],
+        )
+
+
+def _multiplied(program: Program) -> list[Matrix]:
+    """The matrices of its matmuls."""
+    found = [op.weight for op in program.ops if isinstance(op, Linear)]
+    return found + [matrix for op in program.ops if isinstance(op, Experts) for matrix in op.matrices]
+
+
+def _rows(source: Source) -> int:
+    """Rows of the matrix that a source contributes."""
+    rows = source.shape[1] if source.transposed else source.shape[0]
+    return (source.end or rows) - source.begin
