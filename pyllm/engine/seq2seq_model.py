@@ -45,7 +45,7 @@ class Seq2SeqModel(GeneratingModel):
         sources, single = read_prompts(source, lambda text: self._read(text, languages))
         options, wanted = split_wanted(options, self.program)
         chosen = self.options(options, languages)
-        results = self.run(sources, chosen, self._starts(prefix, len(sources), chosen), wanted)
+        results = self.run(sources, chosen, self.starts(prefix, len(sources), chosen), wanted)
         return results[0] if single else results
 
     def stream(self, source: Prompt, **options: Any) -> TextStream:
@@ -55,7 +55,7 @@ class Seq2SeqModel(GeneratingModel):
         chosen = self.options(options, languages)
         check_streamable(chosen)
         self._check_source("stream", ids)
-        starts = self._starts(prefix, 1, chosen)
+        starts = self.starts(prefix, 1, chosen)
         policy = self._policies(starts, chosen, [ids])[0]
         return TextStream(self._pieces(policy, self._detokenizer(starts[0])))
 
@@ -148,6 +148,23 @@ class Seq2SeqModel(GeneratingModel):
         begun = [[self._start(options)] for _ in sources] if starts is None else list(starts)
         return self._run_policies(self._policies(begun, options, sources), options, wanted)
 
+    def starts(self, prefix: Any, count: int, options: GenerationOptions) -> list[list[int]]:
+        """What each of `count` decoders begins with, for `run`: the start token, and before a prefix (see `generate`)
+        the token that is forced there. Raises InvalidOptionError for another number of prefixes."""
+        several = isinstance(prefix, Sequence) and not isinstance(prefix, str) and _is_nested(prefix)
+        prefixes: list[Prefix] = list(prefix) if several else [prefix] * count
+        if len(prefixes) != count:
+            raise InvalidOptionError(
+                f"[generate] target_prefix must be one for all sources or one for each, got {len(prefixes)} for {count}"
+            )
+        start, forced = self._start(options), options.forced_bos_token_id
+        begun = []
+        for each in prefixes:
+            ids = self.tokenizer.encode(each, add_special_tokens=False, target=True) if isinstance(each, str) else each
+            follows = [int(token) for token in ids] if ids is not None else []
+            begun.append([start, *([forced] if follows and forced is not None else []), *follows])
+        return begun
+
     @property
     def max_source_positions(self) -> int:
         """Most tokens of a source."""
@@ -172,22 +189,6 @@ class Seq2SeqModel(GeneratingModel):
             "[config.json] decoder_start_token_id must name the token that targets start with, it is missing; add it, "
             "or pass decoder_start_token_id="
         )
-
-    def _starts(self, prefix: Any, count: int, options: GenerationOptions) -> list[list[int]]:
-        """What each decoder begins with: the start token, and before a prefix the token that is forced there."""
-        several = isinstance(prefix, Sequence) and not isinstance(prefix, str) and _is_nested(prefix)
-        prefixes: list[Prefix] = list(prefix) if several else [prefix] * count
-        if len(prefixes) != count:
-            raise InvalidOptionError(
-                f"[generate] target_prefix must be one for all sources or one for each, got {len(prefixes)} for {count}"
-            )
-        start, forced = self._start(options), options.forced_bos_token_id
-        begun = []
-        for each in prefixes:
-            ids = self.tokenizer.encode(each, add_special_tokens=False, target=True) if isinstance(each, str) else each
-            follows = [int(token) for token in ids] if ids is not None else []
-            begun.append([start, *([forced] if follows and forced is not None else []), *follows])
-        return begun
 
     def _detokenizer(self, prompt_ids: list[int]) -> Detokenizer:
         """The whole target is the text: its prefix comes out with the first new token."""

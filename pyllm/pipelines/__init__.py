@@ -14,14 +14,20 @@ from .embeddings import EmbeddingsPipeline, SentenceSimilarityPipeline
 from .feature_extraction import FeatureExtractionPipeline
 from .fill_mask import FillMaskPipeline
 from .question_answering import QuestionAnsweringPipeline
+from .summarization import SummarizationPipeline
+from .text2text import Text2TextPipeline
 from .text_classification import TextClassificationPipeline
 from .text_generation import TextGenerationPipeline
 from .token_classification import TokenClassificationPipeline
+from .translation import TranslationPipeline, translation_between
 from .zero_shot_classification import ZeroShotClassificationPipeline
 
 # A task's class has option_names(), check_options(options), and is made of a loaded model and defaults of its calls.
 TASKS: dict[str, Any] = {
     "text-generation": TextGenerationPipeline,
+    "translation": TranslationPipeline,  # and translation_xx_to_yy, see _task
+    "summarization": SummarizationPipeline,
+    "text2text-generation": Text2TextPipeline,
     "question-answering": QuestionAnsweringPipeline,
     "fill-mask": FillMaskPipeline,
     "text-classification": TextClassificationPipeline,
@@ -39,7 +45,8 @@ LOADING = frozenset(load.__kwdefaults__ or {})  # names of the loading options
 def pipeline(task: str, model: str | os.PathLike[str] | Model | None = None, **options: Any) -> Any:
     """The pipeline of a task on a model: called with inputs, it gives what transformers' pipeline of that name gives.
 
-    task      "text-generation", "question-answering", "fill-mask", "text-classification" ("sentiment-analysis"),
+    task      "text-generation", "translation", "translation_xx_to_yy" (languages xx and yy), "summarization",
+              "text2text-generation", "question-answering", "fill-mask", "text-classification" ("sentiment-analysis"),
               "token-classification" ("ner"), "zero-shot-classification", "feature-extraction", "sentence-similarity",
               "embeddings"
     model     a folder, a Hub id, a loaded model; for text-generation also None: the small model that comes with pyllm
@@ -76,6 +83,8 @@ def pipeline(task: str, model: str | os.PathLike[str] | Model | None = None, **o
 def _task(task: str) -> Any:
     if task in TASKS:
         return TASKS[task]
+    if isinstance(task, str) and (between := translation_between(task)) is not None:
+        return between
     near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else ""
     raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")

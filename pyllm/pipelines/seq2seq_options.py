@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..decode.options import ALIASES, GenerationOptions
+from ..decode.options import ALIASES, DEFAULT_NEW_TOKENS, GenerationOptions
 from ..errors import InvalidConfigError, InvalidOptionError, UnknownOptionError
 from . import own_options, task_options
 from .task_options import CUTTING, Option, Settings, Table, flag, strings, text
@@ -45,9 +46,9 @@ def split(task: str, table: Table, options: Mapping[str, Any]) -> tuple[Settings
             raise InvalidOptionError(f"[{task}] stop_sequence and {stops[0]} are the same option, give one")
         generation["stop_strings"] = settings["stop_sequence"]
     if settings["return_text"] is False and not settings["return_tensors"]:
-        raise InvalidOptionError(f"[{task}] return_text=False leaves nothing to return; set return_tensors=True as well")
-    if settings["return_scores"]:
-        generation.setdefault("output_scores", _without_beams(generation))
+        raise InvalidOptionError(
+            f"[{task}] return_text=False leaves nothing to return; set return_tensors=True as well"
+        )
     return settings, generation
 
 
@@ -72,9 +73,7 @@ def task_parameters(config: Mapping[str, Any], task: str) -> dict[str, Any]:
     return dict(own)
 
 
-def generation(
-    file: Mapping[str, Any], parameters: Mapping[str, Any], asked: Mapping[str, Any]
-) -> GenerationOptions:
+def generation(file: Mapping[str, Any], parameters: Mapping[str, Any], asked: Mapping[str, Any]) -> GenerationOptions:
     """The pipelines' defaults, under generation_config.json, under the task's parameters, under what was asked for.
 
     A length in one of these replaces the lengths below it. Raises InvalidOptionError, UnknownOptionError.
@@ -91,6 +90,13 @@ def generation(
     return GenerationOptions.build(layers, asked)
 
 
-def _without_beams(asked: Mapping[str, Any]) -> bool:
-    """Whether a search has a score only when scores are kept."""
-    return asked.get("num_beams") == 1 and not asked.get("return_alternatives")
+def with_score(options: GenerationOptions) -> GenerationOptions:
+    """Options whose results have a score: searches without beams add one up only where scores are kept."""
+    return options if options.num_beams > 1 else dataclasses.replace(options, output_scores=True)
+
+
+def most_new_tokens(options: GenerationOptions) -> int:
+    """Tokens that a target may have after its start token, which max_length counts."""
+    if options.max_new_tokens is not None:
+        return options.max_new_tokens
+    return DEFAULT_NEW_TOKENS if options.max_length is None else options.max_length - 1

@@ -24,8 +24,8 @@ class Languages(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedSource:
-    """What the encoder reads. begin: where the text begins that was given, after a task's prefix. cut: tokens of it
-    that are left out, at its end, or before `skipped` tokens of it were read if the tokenizer cuts on the left."""
+    """What the encoder reads of a text, which a task's prefix is part of up to `begin`. cut: tokens of it that are left
+    out, at its beginning if `left`, else at its end."""
 
     ids: list[int]
     text: str
@@ -35,9 +35,7 @@ class PreparedSource:
     left: bool = False
 
 
-def prepare(
-    model: Seq2SeqModel, task: str, prefix: str, text: str, languages: Languages, cuts: bool
-) -> PreparedSource:
+def prepare(model: Seq2SeqModel, task: str, prefix: str, text: str, languages: Languages, cuts: bool) -> PreparedSource:
     """Tokens of prefix + text. Raises ContextLengthError with both numbers for more than the model takes, unless it
     `cuts` them to that, and to what the tokenizer's files say where this is less."""
     tokenizer = model.tokenizer

@@ -3,18 +3,16 @@ return shapes over `Seq2SeqModel`."""
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
-from ..decode.options import ALIASES, GenerationOptions
+from ..decode.options import GenerationOptions
 from ..engine.captures import Wanted, attention_names
 from ..engine.results import GeneratedSequence
 from ..engine.seq2seq_model import Seq2SeqModel
-from ..errors import InvalidOptionError, UnknownOptionError
-from . import alignments, seq2seq_options, task_options
+from ..errors import InvalidOptionError
+from . import alignments, own_options, seq2seq_options, task_options
 from . import inputs as shapes
 from .seq2seq_sources import Languages, PreparedSource, prepare
 from .task_options import Settings, Table
@@ -31,7 +29,7 @@ class Plan:
 
 
 class Text2TextPipeline(TaskPipeline[str]):
-    """Turns texts into texts: `pipe("question: ...") -> [{"generated_text": ...}]`. KEY: what records' keys begin with."""
+    """Turns texts into texts: `pipe("question: ...") -> [{"generated_text": ...}]`. KEY: how records' keys begin."""
 
     task = "text2text-generation"
     KINDS = ("encoder-decoder",)
@@ -42,6 +40,11 @@ class Text2TextPipeline(TaskPipeline[str]):
         super().__init__(model, **defaults)
         self.model: Seq2SeqModel = model
         self._parameters = seq2seq_options.task_parameters(model.config, self.task)
+
+    @classmethod
+    def option_names(cls) -> frozenset[str]:
+        """Every option that calls take."""
+        return frozenset(cls.OPTIONS) | own_options.GENERATION
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -58,7 +61,7 @@ class Text2TextPipeline(TaskPipeline[str]):
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Writes one text's target, or that of each of several.
 
-        return_tensors         True: "..._token_ids" (the start token and what follows it, a list of int) instead of text
+        return_tensors         True: "..._token_ids" (start token and what follows it, a list of int) instead of text
         return_text            True: the text beside the token ids
         clean_up_tokenization_spaces   True: takes spaces before punctuation out of the text
         truncation             True: inputs are cut to what the model takes, and records say by how many tokens
@@ -80,8 +83,15 @@ class Text2TextPipeline(TaskPipeline[str]):
         as it goes. What neither the call nor config.json's task_specific_params nor generation_config.json sets is 4
         beams and at most 256 new tokens, as in transformers 4. Raises what `Seq2SeqModel.generate` raises.
         """
+        prefixes = {**self._defaults, **options}.get("target_prefix")
+        listed = isinstance(inputs, (list, tuple))
+        if listed and isinstance(prefixes, (list, tuple)) and len(prefixes) != len(inputs):
+            raise InvalidOptionError(
+                f"[{self.task}] target_prefix must be one for all inputs or one for each, got {len(prefixes)} for "
+                f"{len(inputs)} inputs; correct it"
+            )
         found = self._call(inputs, options, isinstance(inputs, str))
-        if isinstance(inputs, (list, tuple)) and all(len(records) == 1 for records in found):
+        if listed and all(len(records) == 1 for records in found):
             return [records[0] for records in found]
         return found
 
@@ -99,6 +109,8 @@ class Text2TextPipeline(TaskPipeline[str]):
         if languages.forced is not None and own.get("forced_bos_token_id") is None:
             own["forced_bos_token_id"] = languages.forced
         options = seq2seq_options.generation(self.model.generation_config, self._parameters, own)
+        if settings["return_scores"]:
+            options = seq2seq_options.with_score(options)
         prefix = self._parameters.get("prefix", self.model.config.get("prefix"))
         return Plan(options, prefix or "", languages)
 

@@ -26,21 +26,22 @@ class TranslationPipeline(Text2TextPipeline):
 
     def __init__(self, model: Any, **defaults: Any) -> None:
         super().__init__(model, **defaults)
-        if self.PAIR is None and not self._parameters:
-            self._take_first_pair()
-        self._told = False
+        if not self._parameters:
+            self._read_other_pairs()
 
-    def _take_first_pair(self) -> None:
-        """A model for several pairs of languages that is asked for none translates the first, as in transformers 4."""
+    def _read_other_pairs(self) -> None:
+        """A model for several pairs of languages that is asked for none translates the first, as in transformers 4;
+        one that is asked for another one than those is run without a prefix. Both are said."""
         every = self.model.config.get("task_specific_params") or {}
-        named = next((name for name in every if TASK.fullmatch(name)), None)
-        if named is not None:
-            self._parameters = seq2seq_options.task_parameters(self.model.config, named)
-            warnings.warn(
-                f"task 'translation' does not say the languages, {named!r} is taken; name one of the model's tasks",
-                UserWarning,
-                stacklevel=4,
-            )
+        pairs = [name for name in every if TASK.fullmatch(name)]
+        if not pairs:
+            return
+        if self.PAIR is None:
+            self._parameters = seq2seq_options.task_parameters(self.model.config, pairs[0])
+            problem = f"task 'translation' does not say the languages, {pairs[0]!r} is taken"
+        else:
+            problem = f"config.json has no parameters for {self.task!r}, so texts get no prefix"
+        warnings.warn(f"{problem}; this model's tasks are {', '.join(pairs)}", UserWarning, stacklevel=4)
 
     def _languages(self, settings: Settings) -> Languages:
         """The languages asked for, else those in the task's name where the model knows languages."""
