@@ -72,17 +72,25 @@ LIVE = [
 ]
 
 
-@pytest.mark.parametrize("name", SEARCH_MODELS)
-def test_live(load: Load, name: str) -> None:
+# A toy of each other model_type, and the calls it is asked for: greedy, and four beams.
+OTHERS = {config["model_type"]: name for name, config in reversed(CONFIGS.items()) if name not in SEARCH_MODELS}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "calls"), [(name, LIVE) for name in SEARCH_MODELS] + [(name, LIVE[:2]) for name in OTHERS.values()]
+)
+def test_live(load: Load, name: str, calls: list[dict[str, Any]]) -> None:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # a step takes microseconds; waking threads takes longer
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(toy_folder(name), dtype=torch.float32).eval()
     ours = load(name)
     draw = np.random.RandomState(7)
-    for options in LIVE:
+    for options in calls:
         theirs.generation_config = transformers.GenerationConfig()
-        prompt = draw.randint(3, 128, size=draw.randint(1, 40)).tolist()
+        room = min(40, ours.max_positions - options["max_new_tokens"])
+        prompt = draw.randint(3, 128, size=draw.randint(1, room)).tolist()
         config = transformers.GenerationConfig(
             **options, pad_token_id=0, return_dict_in_generate=True, output_scores=True
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import toy_config
+from toy_decoders_a import LISTED_A
 
 from pyllm.errors import ProgramError
 from pyllm.models import build_program
@@ -18,7 +19,7 @@ from pyllm.program.program import Matrix, Source
 from pyllm.program.recorder import Recorder
 
 GOLDEN = Path(__file__).parent / "golden"
-LISTED = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "llama-biases": "llama-rope-linear-biases"}
+LISTED = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "llama-biases": "llama-rope-linear-biases"} | LISTED_A
 
 
 @pytest.mark.parametrize("name", LISTED)

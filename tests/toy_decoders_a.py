@@ -192,7 +192,7 @@ CONFIGS_A: dict[str, dict[str, Any]] = {
         **_PHI,
         "hidden_size": 32,
         "num_attention_heads": 4,
-        "partial_rotary_factor": 0.25,
+        "partial_rotary_factor": 0.75,
         "num_key_value_heads": 2,
         "qk_layernorm": True,
     },
@@ -212,3 +212,21 @@ CONFIGS_A: dict[str, dict[str, Any]] = {
 # The others are stored in bfloat16.
 _WIDE = {"gptj": "float16", "mpt": "float16", "opt": "float16", "bloom": "float16"}
 STORED_DTYPE_A: dict[str, str] = {name: _WIDE.get(name, "bfloat16") for name in CONFIGS_A}
+
+# Listings in golden/: file -> the toy it lists.
+LISTED_A: dict[str, str] = {
+    "gptj": "gptj",
+    "codegen": "codegen",
+    "gpt_neo": "gpt-neo",
+    "gpt_neox": "gpt-neox",
+    "opt": "opt",
+    "opt-350m": "opt-350m",
+    "bloom": "bloom",
+    "falcon": "falcon-40b",
+    "falcon-rw": "falcon-rw",
+    "mpt": "mpt",
+    "gpt_bigcode": "starcoder",
+    "starcoder2": "starcoder2",
+    "phi": "phi-norms",
+    "stablelm": "stablelm-norms",
+}

@@ -27,7 +27,7 @@ def mpt_slopes(heads: int, bias_max: float) -> Floats:
     those of even i come first."""
     count = 1 << (heads - 1).bit_length()
     exponents = np.arange(1, count + 1, dtype=np.float32) * np.float32(bias_max / count)
-    slopes = np.asarray(1 / np.float32(2) ** exponents, np.float32)
+    slopes = np.asarray(np.exp2(-exponents), np.float32)
     return slopes if count == heads else np.concatenate([slopes[1::2], slopes[::2]])[:heads]
 
 
