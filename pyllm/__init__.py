@@ -17,16 +17,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import errors, ops
+    from .engine.encoder_model import EncoderModel
     from .engine.language_model import LanguageModel
     from .engine.loading import default_model, load
     from .engine.results import GeneratedSequence, Generation
+    from .engine.scoring import Score
+    from .engine.seq2seq_model import Seq2SeqModel
     from .engine.streams import TextStream
     from .pipelines import pipeline
 
 _HOMES = {
     "load": "engine.loading",
     "default_model": "engine.loading",
+    "EncoderModel": "engine.encoder_model",
     "LanguageModel": "engine.language_model",
+    "Score": "engine.scoring",
+    "Seq2SeqModel": "engine.seq2seq_model",
     "Generation": "engine.results",
     "GeneratedSequence": "engine.results",
     "TextStream": "engine.streams",
@@ -35,9 +41,12 @@ _HOMES = {
 _MODULES = ("errors", "ops")
 
 __all__ = [
+    "EncoderModel",
     "GeneratedSequence",
     "Generation",
     "LanguageModel",
+    "Score",
+    "Seq2SeqModel",
     "TextStream",
     "__version__",
     "default_model",

@@ -17,7 +17,8 @@ from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
 from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import Runner
 from ..program.program import Network
-from ..tokenization import Tokenizer, load_tokenizer
+from ..tokenization import Tokenizer, check_vocabulary, load_tokenizer
+from .encoder_model import EncoderModel
 from .language_model import LanguageModel
 from .model import Model
 from .seq2seq_model import Seq2SeqModel
@@ -71,7 +72,7 @@ def load(
         folder=checkpoint.folder,
         config=checkpoint.config,
         generation_config=_generation_config(checkpoint),
-        tokenizer=_tokenizer_of(checkpoint),
+        tokenizer=_tokenizer_of(checkpoint, network.main.vocab_size),
         dtype=chosen,
         device="cpu" if device == "auto" else device,
     )
@@ -84,8 +85,6 @@ def default_model() -> Path:
 
 def _model_class(network: Network) -> type[Model]:
     if network.kind == "encoder":
-        from .encoder_model import EncoderModel
-
         return EncoderModel
     return Seq2SeqModel if network.kind == "encoder-decoder" else LanguageModel
 
@@ -128,11 +127,13 @@ def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in checkpoint.config.items() if name in names}
 
 
-def _tokenizer_of(checkpoint: Checkpoint) -> Any:
+def _tokenizer_of(checkpoint: Checkpoint, vocab_size: int) -> Any:
     folder, config = checkpoint.folder, checkpoint.config
 
     def read() -> Tokenizer:
-        return load_tokenizer(folder, config)
+        tokenizer = load_tokenizer(folder, config)
+        check_vocabulary(tokenizer, vocab_size)
+        return tokenizer
 
     return read
 
