@@ -112,8 +112,8 @@ def test_one_tensor_under_two_names(tmp_path: Path) -> None:
 
 def test_unknown_families_are_answered_with_the_known_ones() -> None:
     known = f"supported are {', '.join(REGISTRY)}"
-    found = message(UnsupportedModelError, {"model_type": "gpt"})
-    assert found == f"[config.json] there is no model_type 'gpt' here, {known}; the nearest is 'gpt2'"
+    found = message(UnsupportedModelError, {"model_type": "gpt-2"})
+    assert found == f"[config.json] there is no model_type 'gpt-2' here, {known}; the nearest is 'gpt2'"
     assert "nearest" not in message(UnsupportedModelError, {"model_type": "zz"})
     assert "; the nearest is 'qwen3'" in message(UnsupportedModelError, {"model_type": "Qwen3"})
     assert f"it is missing; {known}" in message(InvalidConfigError, {"n_embd": 4})
