@@ -258,7 +258,7 @@ def _embed(r: Recorder, c: Config, stack: Stack, tokens: Matrix, tables: _Tables
     else:
         positions = Matrix("positions", tables.computed.shape, (r.constant("positions", tables.computed),))
     if wiring.embed_norm == "before positions" and stack.name == "decoder":
-        x = r.embed("embed", tokens, scale=scale)
+        x = r.embed("embed", tokens)  # unscaled, which the norm hardly notices
         return _norm(r, "embed_norm", x, norm, c, residual=r.embed_positions("positions", positions))
     x = r.embed("embed", tokens, positions=positions, position_offset=wiring.offset, scale=scale)
     return x if wiring.embed_norm == "none" else _norm(r, "embed_norm", x, norm, c)
