@@ -43,7 +43,7 @@ class TextClassificationPipeline(EncoderPipeline[TextAndPair]):
         given at construction and the input is a str.
         """
         is_text = isinstance(inputs, str)
-        single = is_text or isinstance(inputs, Mapping) or _is_nested_pair(inputs)
+        single = is_text or isinstance(inputs, Mapping)
         result = self._call(inputs, options, single)
         return [result] if is_text and "top_k" not in options else result
 
@@ -59,7 +59,8 @@ class TextClassificationPipeline(EncoderPipeline[TextAndPair]):
         raise PromptError(f"[{self.task}] takes {self.TAKES}, got {given!r:.80}; pass one of these")
 
     def _prepare(self, item: TextAndPair, settings: Settings) -> Prepared[TextAndPair]:
-        fitted = self._fit(*item, settings)
+        text, pair = item
+        fitted = self._fit(text, pair or None, settings)  # an empty pair is none, as in transformers
         return Prepared(item, [fitted.encoding], fitted.cut)
 
     def _finish(self, prepared: Prepared[TextAndPair], outputs: Sequence[Floats], settings: Settings) -> Any:

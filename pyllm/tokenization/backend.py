@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .encoding import Pieces, Template
 from .streams import Stream
@@ -33,3 +33,10 @@ class Backend(Protocol):
     def id_to_token(self, id: int) -> str | None: ...
 
     def stream(self) -> Stream: ...
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A backend whose decoder makes text of any strings, tokens or not."""
+
+    def join(self, tokens: list[str]) -> str: ...

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ..errors import TokenizerError
-from .backend import Backend
+from .backend import Backend, Joins
 from .detokenizer import Detokenizer
 from .encoding import Encoding, Pieces, Template
 from .languages import Languages
@@ -161,6 +161,8 @@ class Tokenizer:
 
     def tokens_to_text(self, tokens: Iterable[str]) -> str:
         """The text of tokens as the vocabulary spells them; other strings among them come out as they are."""
+        if isinstance(self._backend, Joins):
+            return self._backend.join(list(tokens))
         stream = self._backend.stream()
         return "".join([*map(stream.push, tokens), stream.finish()])
 
