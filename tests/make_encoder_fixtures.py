@@ -39,7 +39,7 @@ def random_model(name: str) -> Any:
             if parameter.ndim == 1:
                 value = 0.3 * noise if key.endswith("bias") else 1 + 0.2 * noise
             else:
-                value = 0.4 * noise if id(parameter) in embeddings else 1.5 * noise / parameter.shape[-1] ** 0.5
+                value = 0.4 * noise if id(parameter) in embeddings else 1.2 * noise / parameter.shape[-1] ** 0.5
             parameter.copy_(value.to(stored).float())
     return model
 

@@ -30,6 +30,15 @@ TEXT_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
+# How a sentence-transformers model pools, and the small matrices that may follow: its modules lie in numbered subfolders.
+SENTENCE_FILES = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "[0-9]_*/config.json",
+    "[0-9]_Dense/model.safetensors",
+    "[0-9]_Dense/pytorch_model.bin",
+)
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json", "model-?????-of-?????.safetensors")
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-?????-of-?????.bin")
 
@@ -99,7 +108,7 @@ def _download(name: str, *, progress: bool, **options: Any) -> Path:
     problem: Exception | None = None
     for weights in (SAFETENSORS_FILES, TORCH_FILES):
         try:
-            folder = Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, *weights], **options))
+            folder = Path(snapshot_download(name, allow_patterns=[*TEXT_FILES, *SENTENCE_FILES, *weights], **options))
             problem = None
         except Exception as error:
             problem = error
