@@ -45,7 +45,7 @@ class Seq2SeqModel(GeneratingModel):
         sources, single = read_prompts(source, lambda text: self._read(text, languages))
         options, wanted = split_wanted(options, self.program)
         chosen = self.options(options, languages)
-        results = self.run(sources, chosen, self.starts(prefix, len(sources), chosen), wanted)
+        results = self.run(sources, chosen, self.starts(prefix, len(sources), chosen, languages), wanted)
         return results[0] if single else results
 
     def stream(self, source: Prompt, **options: Any) -> TextStream:
@@ -55,7 +55,7 @@ class Seq2SeqModel(GeneratingModel):
         chosen = self.options(options, languages)
         check_streamable(chosen)
         self._check_source("stream", ids)
-        starts = self.starts(prefix, 1, chosen)
+        starts = self.starts(prefix, 1, chosen, languages)
         policy = self._policies(starts, chosen, [ids])[0]
         return TextStream(self._pieces(policy, self._detokenizer(starts[0])))
 
@@ -148,7 +148,9 @@ class Seq2SeqModel(GeneratingModel):
         begun = [[self._start(options)] for _ in sources] if starts is None else list(starts)
         return self._run_policies(self._policies(begun, options, sources), options, wanted)
 
-    def starts(self, prefix: Any, count: int, options: GenerationOptions) -> list[list[int]]:
+    def starts(
+        self, prefix: Any, count: int, options: GenerationOptions, languages: Mapping[str, str | None] | None = None
+    ) -> list[list[int]]:
         """What each of `count` decoders begins with, for `run`: the start token, and before a prefix (see `generate`)
         the token that is forced there. Raises InvalidOptionError for another number of prefixes."""
         several = isinstance(prefix, Sequence) and not isinstance(prefix, str) and _is_nested(prefix)
@@ -160,7 +162,7 @@ class Seq2SeqModel(GeneratingModel):
         start, forced = self._start(options), options.forced_bos_token_id
         begun = []
         for each in prefixes:
-            ids = self.tokenizer.encode(each, add_special_tokens=False, target=True) if isinstance(each, str) else each
+            ids = self._read_target(each, languages or {}, bare=True) if isinstance(each, str) else each
             follows = [int(token) for token in ids] if ids is not None else []
             begun.append([start, *([forced] if follows and forced is not None else []), *follows])
         return begun
@@ -175,9 +177,9 @@ class Seq2SeqModel(GeneratingModel):
         given: dict[str, Any] = {name: code for name, code in languages.items() if code is not None}
         return self.tokenizer.encode(text, **given)
 
-    def _read_target(self, text: str, languages: Mapping[str, str | None]) -> list[int]:
+    def _read_target(self, text: str, languages: Mapping[str, str | None], bare: bool = False) -> list[int]:
         given: dict[str, Any] = {name: code for name, code in languages.items() if code is not None}
-        return self.tokenizer.encode(text, target=True, **given)
+        return self.tokenizer.encode(text, not bare, target=True, **given)
 
     def _start(self, options: GenerationOptions) -> int:
         """The token that the decoder starts with. Raises InvalidConfigError when no file names one."""

@@ -57,7 +57,8 @@ def target_words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Words]:
     """For each token the indices in text.split() of the words it is part of: mostly one, none for special tokens. A
     token without text of its own (a space, part of a character) goes with the one after it."""
     found: list[Words] = []
-    before, waiting = "", 0
+    waiting: list[int] = []
+    before = ""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count]).rstrip()
         words: Words = ()
@@ -65,12 +66,14 @@ def target_words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Words]:
             known, now = len(before.split()), len(text.split())
             goes_on = bool(before) and not text[len(before) : len(before) + 1].isspace()
             words = range(max(known - 1, 0) if goes_on else known, max(now, known))
-        special = ids[count - 1] in tokenizer.special_ids
-        if words:
-            found[len(found) - waiting :] = [words[:1]] * waiting
-            waiting = 0
         found.append(words)
-        waiting = 0 if words else waiting + (not special)
+        if words:
+            for at in waiting:
+                found[at] = words[:1]
+        if words or ids[count - 1] in tokenizer.special_ids:
+            waiting = []
+        else:
+            waiting.append(count - 1)
         before = text
     return found
 

@@ -130,7 +130,7 @@ class Text2TextPipeline(TaskPipeline[str]):
         sources = [read(items[0])] if first is None else shapes.read_all(items, read, first)
         self._warn_of_lengths([len(source.ids) for source in sources], plan.generation)
         prefixes = _prefixes(settings["target_prefix"], first, len(items))
-        starts = self.model.starts(prefixes, len(items), plan.generation)
+        starts = self.model.starts(prefixes, len(items), plan.generation, plan.languages.codes)
         wanted = None
         if settings["return_alignments"]:
             wanted = Wanted(cross=attention_names(self.model.program, [-1], cross=True))
