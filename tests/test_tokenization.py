@@ -339,7 +339,9 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.model").unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizerFast"}')
-    refused("read for GPT2Tokenizer, CodeGenTokenizer, GPTNeoXTokenizer, Qwen2Tokenizer, .* is of CTRLTokenizer, save it")
+    refused(
+        "read for GPT2Tokenizer, CodeGenTokenizer, GPTNeoXTokenizer, Qwen2Tokenizer, .* is of CTRLTokenizer, save it"
+    )
 
 
 def test_sentencepiece_with_a_piece_that_is_no_text(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def lookup(codes: dict[str, int], code: str, where: str) -> int:
         return codes[code]
     if not codes:
         raise TokenizerError(f"[{where}] this tokenizer has no language codes, got {code!r:.40}, leave it out")
-    near = difflib.get_close_matches(str(code), codes, 1, 0.3) or difflib.get_close_matches(str(code)[:2], codes, 1, 0)
+    begins = [known for known in codes if known[:2].lower() == str(code)[:2].lower()]
+    near = difflib.get_close_matches(str(code), begins or codes, 1, 0)
     some = ", ".join(sorted(codes)[:8])
     more = f" and {len(codes) - 8} more" if len(codes) > 8 else ""
     hint = f"use {near[0]} perhaps" if near else "use one of them"
