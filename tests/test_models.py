@@ -6,6 +6,7 @@ how it was fed: chunks and neighbours are compared, bitwise on the core.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_bfloat16_follows_its_reference(toy_model: str) -> None:
         assert np.sqrt((difference**2).mean()) <= 0.005 * expected.std()
 
 
-@pytest.mark.parametrize("name", SEARCH_MODELS)
+@pytest.mark.parametrize("name", [*SEARCH_MODELS, "gptj", "bloom", "stablelm-norms"])
 def test_every_instruction_set_gives_the_recorded_logits(isa: str, name: str) -> None:
     """bfloat16 is bitwise the same on each of them, float32 up to rounding."""
     prompt, expected = recorded_logits(name)[2]
@@ -112,20 +113,23 @@ def test_every_instruction_set_gives_the_recorded_logits(isa: str, name: str) ->
     assert_same("bfloat16", logits_of(make_runner(name, "bfloat16", isa=isa), prompt), lowest)
 
 
-def transformers_logits(name: str, prompts: list[list[int]]) -> list[np.ndarray]:
+@cache
+def transformers_logits(name: str) -> list[tuple[list[int], np.ndarray]]:
+    """(prompt, logits [T, V]) for a few prompts, computed here and now."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(toy_folder(name), dtype=torch.float32).eval()
+    limit = build_program(open_checkpoint(toy_folder(name)).config).max_positions
+    random = np.random.default_rng(7)
+    prompts = [random.integers(0, 131, size=n).tolist() for n in (2, 31, 32, 33, min(96, limit))]
     with torch.no_grad():
-        return [model(torch.tensor([prompt])).logits[0].numpy() for prompt in prompts]
+        return [(prompt, model(torch.tensor([prompt])).logits[0].numpy()) for prompt in prompts]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["float64", "float32"])
 def test_logits_equal_those_of_transformers_live(toy_model: str, kind: str) -> None:
     runner = make_runner(toy_model, kind)
-    random = np.random.default_rng(7)
-    limit = build_program(open_checkpoint(toy_folder(toy_model)).config).max_positions
-    prompts = [random.integers(0, 131, size=n).tolist() for n in (2, 31, 32, 33, min(96, limit))]
-    for prompt, expected in zip(prompts, transformers_logits(toy_model, prompts), strict=True):
+    for prompt, expected in transformers_logits(toy_model):
         np.testing.assert_allclose(logits_of(runner, prompt), expected, rtol=0, atol=FLOAT32_TOLERANCE)

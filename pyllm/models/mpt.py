@@ -23,6 +23,8 @@ PLAIN = (
     ("attn_config.alibi", True),
     ("attn_config.clip_qkv", None),
     ("attn_config.prefix_lm", False),
+    ("attn_config.rope", False),
+    ("attn_config.sliding_window_size", -1),
     ("attn_config.attn_uses_sequence_id", False),
     ("logit_scale", None),
     ("no_bias", True),
