@@ -11,6 +11,7 @@ a case whose choice rests on rounding stops the script instead of making a flaky
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import zlib
@@ -41,7 +42,7 @@ TO_RESIDUAL = ("c_proj", "o_proj", "out_proj", "down_proj", "fc_out", "fc2", "w2
 
 def random_model(name: str) -> Model:
     """A float32 model whose logits have a deviation of 1 to 3; every weight is exact in the stored type."""
-    config = AutoConfig.for_model(**CONFIGS[name])
+    config = AutoConfig.for_model(**copy.deepcopy(CONFIGS[name]))  # transformers fills in what it is given
     config._experts_implementation = "eager"  # the default one computes in no float64
     model = AutoModelForCausalLM.from_config(config).eval().float()
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}

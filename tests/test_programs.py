@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import toy_config
 from toy_decoders_a import LISTED_A
+from toy_decoders_b import LISTED_B
 
 from pyllm.errors import ProgramError
 from pyllm.models import build_program
@@ -19,7 +20,8 @@ from pyllm.program.program import Matrix, Source
 from pyllm.program.recorder import Recorder
 
 GOLDEN = Path(__file__).parent / "golden"
-LISTED = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "llama-biases": "llama-rope-linear-biases"} | LISTED_A
+LISTED = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "llama-biases": "llama-rope-linear-biases"}
+LISTED |= LISTED_A | LISTED_B
 
 
 @pytest.mark.parametrize("name", LISTED)

@@ -33,7 +33,7 @@ _GEMMA3: dict[str, Any] = _GEMMA | {
     },
 }
 
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS_B: dict[str, dict[str, Any]] = {
     "qwen3": {
         **_SMALL,
         "model_type": "qwen3",
@@ -223,7 +223,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [],
         "moe_intermediate_size": 8,
         "num_experts": 6,
-        "num_experts_per_tok": 2,
+        "num_experts_per_tok": 3,
         "norm_topk_prob": True,
         "tie_word_embeddings": True,
     },
@@ -240,4 +240,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-STORED_DTYPE = dict.fromkeys(CONFIGS, "bfloat16")
+STORED_DTYPE_B: dict[str, str] = dict.fromkeys(CONFIGS_B, "bfloat16")
+
+# Listings in golden/: file -> the toy it lists.
+LISTED_B: dict[str, str] = {name: name for name in CONFIGS_B if name != "phi3-longrope"} | {"mistral": "mistral"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from toy_decoders_a import CONFIGS_A, STORED_DTYPE_A
+from toy_decoders_b import CONFIGS_B, STORED_DTYPE_B
 
 VOCAB_SIZE = 131
 
@@ -165,7 +166,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
-CONFIGS |= CONFIGS_A
+CONFIGS |= CONFIGS_A | CONFIGS_B
 
 # How the weights are stored: all three types a checkpoint may have, fp32 where beams are compared.
 STORED_DTYPE: dict[str, str] = {
@@ -181,7 +182,7 @@ STORED_DTYPE: dict[str, str] = {
     "mistral": "bfloat16",
 }
 
-STORED_DTYPE |= STORED_DTYPE_A
+STORED_DTYPE |= STORED_DTYPE_A | STORED_DTYPE_B
 
 # Models with recorded beams and filters (the others have logits, greedy text and one search of 4 beams).
 SEARCH_MODELS = ("gpt2", "llama", "qwen2")

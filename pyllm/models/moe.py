@@ -102,7 +102,9 @@ class Config(DecoderConfig):
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> Config:
         """Raises InvalidConfigError or UnsupportedModelError with everything that is wrong."""
-        fields, family = Fields(config), FAMILIES[config["model_type"]]
+        family = FAMILIES[config["model_type"]]
+        other = "num_experts" if family.experts == "num_local_experts" else "num_local_experts"
+        fields = Fields(config, also={other: family.experts})  # transformers 5 writes either
         shared = decoder_fields(fields)
         layers = shared["num_hidden_layers"]
         experts = fields.integer(family.experts, low=0 if family.dense_layers else 1)
