@@ -7,18 +7,18 @@ from typing import Any, ClassVar
 
 from ..errors import PromptError
 from . import labels, task_options
-from .encoder_pipeline import EncoderPipeline, Floats, Prepared
+from .classifier_pipeline import ClassifierPipeline
+from .encoder_pipeline import Floats, Prepared
 from .task_options import Option, Settings, Table
 from .task_pipeline import Record, with_cut
 
 TextAndPair = tuple[str, str | None]
 
 
-class TextClassificationPipeline(EncoderPipeline[TextAndPair]):
+class TextClassificationPipeline(ClassifierPipeline[TextAndPair]):
     """`classifier("I like it") -> [{"label": "POSITIVE", "score": 0.99}]`"""
 
     task = "text-classification"
-    HEAD = "sequence-classification"
     OPTIONS: ClassVar[Table] = {
         **task_options.COMMON,
         **task_options.CUTTING,

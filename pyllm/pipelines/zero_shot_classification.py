@@ -9,16 +9,16 @@ import numpy as np
 
 from ..errors import InvalidOptionError, PromptError, UnsupportedModelError
 from . import labels, task_options
-from .encoder_pipeline import EncoderPipeline, Floats, Prepared
+from .classifier_pipeline import ClassifierPipeline
+from .encoder_pipeline import Floats, Prepared
 from .task_options import Settings, Table
 from .task_pipeline import Record, with_cut
 
 
-class ZeroShotClassificationPipeline(EncoderPipeline[str]):
+class ZeroShotClassificationPipeline(ClassifierPipeline[str]):
     """`classifier("Ships sail", ["sea", "sky"]) -> {"sequence": ..., "labels": ["sea", "sky"], "scores": ...}`"""
 
     task = "zero-shot-classification"
-    HEAD = "sequence-classification"
     OPTIONS: ClassVar[Table] = {
         **task_options.COMMON,
         **task_options.CUTTING,
