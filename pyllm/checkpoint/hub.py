@@ -30,7 +30,7 @@ TEXT_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
-# How a sentence-transformers model pools, and the small matrices that may follow: its modules lie in numbered subfolders.
+# How a sentence-transformers model pools; its modules lie in numbered subfolders, some with a small matrix.
 SENTENCE_FILES = (
     "modules.json",
     "config_sentence_transformers.json",
