@@ -94,7 +94,7 @@ def test_what_is_refused(model: EncoderModel) -> None:
         model.forward([[5, 6]], [[0, 2]])
     with pytest.raises(errors.PromptError, match="as many as ids"):
         model.forward([[5, 6]], [[0]])
-    with pytest.raises(errors.InvalidOptionError, match="pooling must be one or several of cls, .* got 'median'"):
+    with pytest.raises(errors.InvalidOptionError, match=r"pooling must be one or several of cls, .* got 'median'"):
         model.embed([5], pooling="median")
     with pytest.raises(errors.InvalidOptionError, match="batch_size"):
         model.embed([5], batch_size=0)
