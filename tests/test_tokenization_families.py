@@ -354,6 +354,37 @@ def test_settings_of_the_config(tmp_path: Path) -> None:
             load_tokenizer(tmp_path, model)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_config_wins_over_tokenizer_json(load: Any, name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    _, folder = load(name)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"do_lower_case": False, "tokenize_chinese_chars": False, "add_prefix_space": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path, {})
+    oracle = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("Hello café 我想在", "hello", " x", "a<mask>b"):
+        ids = oracle.encode(text)
+        the_same(tokenizer.encode(text), ids, text)
+    assert tokenizer.encode("Hello") != load(name)[0].encode("Hello")
+
+
+def test_pegasus_numbering(tmp_path: Path) -> None:
+    def load_with(**settings: Any) -> Tokenizer:
+        config = {"tokenizer_class": "PegasusTokenizer", **settings}
+        return load_tokenizer(write_folder(tmp_path, ({"spiece.model": t5_model()}, config, {})), {})
+
+    for tokenizer in (load_with(), load_with(mask_token_sent={"content": "<mask_1>"}, offset=103)):
+        ids = [tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk_2>", "<unk>")]
+        assert ids == [0, 1, 2, 3, 4, 105]
+    big_bird = load_with(offset=0, mask_token="[MASK]", mask_token_sent=None)
+    assert big_bird.encode("Hello") == [156, 86, 20, 1]
+    with pytest.raises(TokenizerError, match="got offset 103 and mask_token_sent None, add the folder's tokenizer"):
+        load_with(mask_token_sent=None)
+
+
 def test_unknown_piece_classes(tmp_path: Path) -> None:
     (tmp_path / "spiece.model").write_bytes(real(UNIGRAM))
     with pytest.raises(TokenizerError, match=r"\[spiece.model\] .* this one is of XLNetTokenizer, add the folder's"):

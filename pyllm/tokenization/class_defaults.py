@@ -53,7 +53,6 @@ CLASS_TOKENS: dict[str, dict[str, str]] = {
         "unk_token": "<unk>",
         "pad_token": "<pad>",
         "mask_token": "<mask_2>",
-        "mask_token_sent": "<mask_1>",
     },
     **dict.fromkeys(("XLMRobertaTokenizer", "CamembertTokenizer", "MBartTokenizer", "NllbTokenizer"), _ROBERTA),
     "MBart50Tokenizer": {key: value for key, value in _ROBERTA.items() if key != "bos_token"},

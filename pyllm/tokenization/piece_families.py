@@ -77,8 +77,9 @@ def _pegasus(settings: Settings) -> Family:
     around = ("A eos_token", "A B eos_token")
     if offset == 0:  # BigBird-Pegasus: the pieces are numbered as they are
         return Family(trimmed=False, around=around)
-    sentence, mask = settings.named.get("mask_token_sent"), settings.named.get("mask_token", "<mask_2>")
-    if sentence is None or offset < 2:
+    sentence, mask = settings.values.get("mask_token_sent", "<mask_1>"), settings.named.get("mask_token", "<mask_2>")
+    sentence = sentence.get("content") if isinstance(sentence, dict) else sentence
+    if not isinstance(sentence, str) or offset < 2:
         raise TokenizerError(
             f"[tokenizer_config.json] Pegasus numbers its pieces from offset + 2 with mask_token_sent among the first, "
             f"got offset {offset} and mask_token_sent {sentence!r:.40}, add the folder's tokenizer.json"

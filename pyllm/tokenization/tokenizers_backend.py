@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from ..errors import TokenizerError
 from .encoding import A, B, Pieces, Template
@@ -87,8 +87,22 @@ def read_tokenizer_json(path: Path, settings: Settings) -> TokenizersBackend:
         ) from error
     except Exception as error:
         raise TokenizerError(f"[{path.name}] {path} is not a tokenizer: {error}, save it again") from error
+    _apply_settings(core, settings)
     add_tokens(core, settings)
     return TokenizersBackend(core, settings)
+
+
+def _apply_settings(core: tokenizers.Tokenizer, settings: Settings) -> None:
+    """tokenizer_config.json wins over tokenizer.json in what both say of normalizing words and of a first space."""
+    normalizer = None if core.normalizer is None else json.loads(core.normalizer.__getstate__())
+    if normalizer is not None and normalizer.pop("type") == "BertNormalizer":
+        names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+        names["tokenize_chinese_chars"] = "handle_chinese_chars"
+        said = {name: settings.flag(key, False) for key, name in names.items() if settings.values.get(key) is not None}
+        core.normalizer = normalizers.BertNormalizer(**{**normalizer, **said})
+    before = None if core.pre_tokenizer is None else json.loads(core.pre_tokenizer.__getstate__())
+    if before is not None and before.pop("type") == "ByteLevel" and settings.add_prefix_space is not None:
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(**{**before, "add_prefix_space": settings.add_prefix_space})
 
 
 def template_of(processor: processors.PostProcessor | None) -> Template:
