@@ -184,7 +184,7 @@ class Engine:
         self.close()
 
     def _run_with_sources(self, batch: Batch) -> NDArray[np.float32]:
-        """A decoder's step; policies that need it are shown the attention of their rows, averaged over heads."""
+        """A decoder's step; policies that need it are shown what the first head attends to (as in CTranslate2)."""
         watching = self._attention is not None and any(group.policy.needs_attention for group in self._running)
         if not watching:
             return self._runner.run(batch, self.cache, cross=self.cross)
@@ -194,7 +194,7 @@ class Engine:
         wanted = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # the sequence of each row of logits
         at = 0
         for group in self._running:
-            rows = [capture.weights[name][s][:, -1].mean(axis=0) for s in wanted[at : at + len(group.slots)]]
+            rows = [capture.weights[name][s][0, -1] for s in wanted[at : at + len(group.slots)]]
             at += len(group.slots)
             group.policy.note_attention(np.stack(rows))
         return logits
