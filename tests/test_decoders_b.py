@@ -18,6 +18,7 @@ from test_model_errors import STRANGE
 from toy_decoders_b import CONFIGS_B
 from toy_models import CONFIGS
 
+import pyllm
 from pyllm.checkpoint import open_checkpoint
 from pyllm.errors import CheckpointError, InvalidConfigError, PyllmError, UnsupportedModelError
 from pyllm.models import bind, build_network, build_program
@@ -144,16 +145,29 @@ def test_a_text_config_may_leave_out_what_is_usual() -> None:
     assert sliding[-1] == pytest.approx(1e4 ** (-254 / 256), rel=1e-6)
 
 
-def test_stacked_experts_are_named(tmp_path: Path) -> None:
-    """What transformers 5 has in memory, where a checkpoint has a tensor for each expert."""
-    tensors = stored("qwen3_moe")
-    experts = [name for name in tensors if ".experts." in name]
-    stack = "model.layers.1.mlp.experts.down_proj"
-    tensors[stack] = np.stack([tensors.pop(name) for name in experts if name.endswith("down_proj.weight")])
-    with pytest.raises(CheckpointError) as caught:
-        reference(write(tmp_path, "qwen3_moe", tensors))
-    assert "layers.1.mlp.experts.0.down_proj.weight is missing, it must be [32, 8]" in str(caught.value)
-    assert f"{stack} [6, 32, 8] is not part of the model" in str(caught.value)
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_may_be_stacked(tmp_path: Path, name: str) -> None:
+    """As transformers 5 has them in memory: model.layers.1.mlp.experts.gate_up_proj [experts, 2 * ffn, inputs]."""
+    names = {"block_sparse_moe": "mlp", "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    tensors: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[str, list[np.ndarray]]] = {}
+    for key, array in sorted(stored(name).items()):  # fewer than ten experts, so in their order
+        parts = [names.get(part, part) for part in key.split(".")]
+        if "experts" in parts:
+            experts.setdefault(".".join(parts[:-3]), {}).setdefault(parts[-2], []).append(array)
+        else:
+            tensors[".".join(parts)] = array
+    for prefix, layer in experts.items():
+        gate, up, down = (np.stack(layer[part]) for part in ("gate_proj", "up_proj", "down_proj"))
+        tensors |= {f"{prefix}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{prefix}.down_proj": down}
+    prompt, expected = recorded_logits(name)[1]
+    folder = write(tmp_path, name, tensors)
+    np.testing.assert_allclose(logits_of(reference(folder), prompt), expected, rtol=0, atol=1e-4)
+    with pyllm.load(folder, dtype="float32") as model:
+        np.testing.assert_allclose(model.logits(prompt), expected, rtol=0, atol=1e-4)
+    tensors[f"{prefix}.down_proj"] = down[1:]
+    with pytest.raises(CheckpointError, match=rf"mlp.experts.{len(down) - 1}.down_proj.weight is missing"):
+        reference(write(tmp_path, name, tensors))
 
 
 @pytest.mark.parametrize(

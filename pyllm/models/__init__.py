@@ -15,7 +15,8 @@ from ..program.program import Network, Program, as_network
 from .binding import BoundCheckpoint, bind_tensors
 from .encoders import without_head
 
-# model_type -> the module that describes it. A module has Config, canonical(name) and build(config), in this order.
+# model_type -> the module that describes it. A module has Config, canonical(name) and build(config), in this order,
+# and perhaps unstacked(checkpoint), a view of the checkpoint with the tensors that the model has.
 REGISTRY: dict[str, str] = {
     "gpt2": "pyllm.models.gpt2",
     "gptj": "pyllm.models.gptj",
@@ -71,6 +72,7 @@ REGISTRY: dict[str, str] = {
     "albert": "pyllm.models.albert",
     "mpnet": "pyllm.models.mpnet",
     "modernbert": "pyllm.models.modernbert",
+    "deberta-v2": "pyllm.models.deberta",
 }
 
 __all__ = ["REGISTRY", "BoundCheckpoint", "bind", "build_network", "build_program", "network_of"]
@@ -110,7 +112,9 @@ def network_of(checkpoint: Checkpoint) -> Network:
 
 def bind(network: Network | Program, checkpoint: Checkpoint) -> BoundCheckpoint:
     """The network's tensors in a checkpoint. Raises CheckpointError listing all that do not fit."""
-    return bind_tensors(network, checkpoint, _module(network.family).canonical)
+    module = _module(network.family)
+    view = getattr(module, "unstacked", None)
+    return bind_tensors(network, checkpoint if view is None else view(checkpoint), module.canonical)
 
 
 def _module(model_type: str) -> ModuleType:

@@ -165,11 +165,9 @@ def full_norms(attn: str, c: DecoderConfig) -> list[NormSlice]:
     return [NormSlice(0, c.query_width, 1, q), NormSlice(c.query_width, c.kv_width, 1, k)]
 
 
-def gate_up(
-    mlp: str, inputs: int, ffn: int, *, bias: bool = False, names: tuple[str, str] = ("gate_proj", "up_proj")
-) -> Matrix:
+def gate_up(mlp: str, inputs: int, ffn: int, *, bias: bool = False) -> Matrix:
     """The two input projections of the gated feed-forward block stored under `mlp`, as one matrix."""
-    parts = [(f"{mlp}.{name}", ffn) for name in names]
+    parts = [(f"{mlp}.{name}", ffn) for name in ("gate_proj", "up_proj")]
     return joined(f"{mlp}.gate_up_proj", parts, inputs, bias=bias, gated=True)
 
 

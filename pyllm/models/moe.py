@@ -2,14 +2,15 @@
 experts, biases of q, k, v), qwen3_moe (normalised heads), olmoe (queries and keys normalised over all heads).
 
 Checkpoints hold a tensor for each projection of each expert, as those on the Hub do and transformers' save_pretrained
-writes. The stacked tensors that transformers 5 has in memory (experts.gate_up_proj) are no part of the model here.
+writes, or the experts of a layer stacked, as transformers 5 has them in memory.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..program.program import Matrix, Program
 from ..program.recorder import Recorder
@@ -29,26 +30,17 @@ from .decoder import (
 )
 from .fields import Fields
 from .rope import DEFAULT_THETA, RopeParameters, rope_from_fields
+from .stacked import UnstackedCheckpoint
 
+PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+MIXTRAL_NAMES = re.compile(r"(?<=\d)\.(w[123])\.weight$")
 MAX_EXPERTS = 1 << 17  # of all layers together; the largest models have some 24,000
-
-
-class Names(NamedTuple):
-    """Where a checkpoint keeps the experts of a layer."""
-
-    block: str
-    gate_up: tuple[str, str]
-    down: str
-
-
-LLAMA_NAMES = Names("mlp", ("gate_proj", "up_proj"), "down_proj")
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a model_type has, and how it names its fields and tensors."""
+    """What a model_type has, and how it names its fields."""
 
-    names: Names = LLAMA_NAMES
     experts: str = "num_experts"
     expert_width: str = "moe_intermediate_size"
     top_k: int = 4
@@ -63,7 +55,6 @@ class Family:
 
 FAMILIES = {
     "mixtral": Family(
-        names=Names("block_sparse_moe", ("w1", "w3"), "w2"),
         experts="num_local_experts",
         expert_width="intermediate_size",
         top_k=2,
@@ -159,8 +150,12 @@ def _windows(fields: Fields, model_type: str, layers: int) -> tuple[int, ...]:
 
 
 def canonical(name: str) -> str:
-    """The ForCausalLM classes put `model.` before what the models have without."""
-    return name.removeprefix("model.")
+    """The ForCausalLM classes put `model.` before what the models have without; Mixtral names its experts otherwise."""
+    name = name.removeprefix("model.").replace(".block_sparse_moe.", ".mlp.")
+    return MIXTRAL_NAMES.sub(lambda found: f".{PROJECTIONS[found[1]]}.weight", name)
+
+
+unstacked = UnstackedCheckpoint  # the view of a checkpoint that is bound
 
 
 def build(config: Mapping[str, Any]) -> Program:
@@ -174,7 +169,7 @@ def build(config: Mapping[str, Any]) -> Program:
     rope = r.rotary("rope", c.rope.inv_freq, c.rope.scaling)
     for i in range(c.num_hidden_layers):
         with r.layer(i):
-            attn, mlp = f"layers.{i}.self_attn", f"layers.{i}.{family.names.block}"
+            attn, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
             r.hidden(x)
             h = r.rms_norm("attn_norm", x, vector(f"layers.{i}.input_layernorm.weight", width), eps)
             h = r.linear("qkv", h, qkv(attn, c, bias=c.qkv_bias))
@@ -189,7 +184,7 @@ def build(config: Mapping[str, Any]) -> Program:
                     "ffn_experts",
                     h,
                     r.linear("ffn_router", h, _router(mlp, c)),
-                    [_expert(f"{mlp}.experts.{e}", width, c.expert_width, family.names) for e in range(c.num_experts)],
+                    [_expert(f"{mlp}.experts.{e}", width, c.expert_width) for e in range(c.num_experts)],
                     top_k=c.num_experts_per_tok,
                     activation=c.hidden_act,
                     normalize=c.norm_topk_prob,
@@ -209,6 +204,6 @@ def _router(mlp: str, c: Config) -> Matrix:
     return joined(f"{mlp}.gate", [(f"{mlp}.gate", c.num_experts), *shared], c.hidden_size)
 
 
-def _expert(prefix: str, inputs: int, ffn: int, names: Names = LLAMA_NAMES) -> tuple[Matrix, Matrix]:
+def _expert(prefix: str, inputs: int, ffn: int) -> tuple[Matrix, Matrix]:
     """Its gated input projection and its output projection."""
-    return gate_up(prefix, inputs, ffn, names=names.gate_up), matrix(f"{prefix}.{names.down}", inputs, ffn)
+    return gate_up(prefix, inputs, ffn), matrix(f"{prefix}.down_proj", inputs, ffn)
