@@ -135,6 +135,14 @@ CONFIGS_B: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "pad_token_id": 0,
     },
+    "olmo": {
+        **_SMALL,
+        "model_type": "olmo",
+        "architectures": ["OlmoForCausalLM"],
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    },
     "olmo2": {
         **_SMALL,
         "model_type": "olmo2",

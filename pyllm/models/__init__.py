@@ -42,8 +42,9 @@ REGISTRY: dict[str, str] = {
     "gemma3_text": "pyllm.models.gemma",
     "gemma3": "pyllm.models.gemma",
     "phi3": "pyllm.models.phi3",
-    "olmo2": "pyllm.models.olmo",
-    "olmo3": "pyllm.models.olmo",
+    "olmo": "pyllm.models.olmo",
+    "olmo2": "pyllm.models.olmo2",
+    "olmo3": "pyllm.models.olmo2",
     "cohere": "pyllm.models.cohere",
     "cohere2": "pyllm.models.cohere",
     "glm": "pyllm.models.glm",
@@ -102,7 +103,7 @@ def network_of(checkpoint: Checkpoint) -> Network:
     head and no tensor of a head is stored, as in many sentence-transformers folders."""
     network = build_network(checkpoint.config)
     module = _module(network.family)
-    if network.head is None:
+    if network.head is None or network.step is not None:
         return network
     head = re.compile(module.HEAD_TENSORS)
     if any(head.fullmatch(module.canonical(name)) for name in checkpoint.names()):

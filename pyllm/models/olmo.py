@@ -1,6 +1,4 @@
-"""OLMo 2 and 3 (olmo2, olmo3): Llama's blocks with norms after them instead of before, and queries and keys normalised
-over all heads at once. olmo3 adds sliding windows, and rotary positions that differ between full and sliding layers.
-"""
+"""OLMo (model_type olmo): Llama's blocks with LayerNorms that have neither weights nor biases."""
 
 from __future__ import annotations
 
@@ -8,100 +6,67 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import Program
-from ..program.recorder import Recorder
-from .blocks import matrix, vector
-from .decoder import (
-    FULL,
-    IGNORED,
-    SLIDING,
-    DecoderConfig,
-    decoder_fields,
-    full_norms,
-    gate_up,
-    layer_types,
-    layer_windows,
-    qkv,
-)
-from .fields import Fields
-from .rope import RopeParameters, rope_from_fields, ropes_by_layer_type
+import numpy as np
 
-THETAS = {FULL: ("rope_theta", 5e5), SLIDING: ("rope_theta", 5e5)}
+from ..program.program import Program, Vector
+from ..program.recorder import Recorder
+from .blocks import matrix
+from .decoder import IGNORED, DecoderConfig, decoder_fields, gate_up, qkv
+from .fields import Fields
+from .rope import RopeParameters, rope_from_fields
+
+EPS = 1e-5  # of every norm; no field of the configuration
 
 
 @dataclass(frozen=True)
 class Config(DecoderConfig):
-    """Hugging Face's Olmo2Config and Olmo3Config, the fields that shape the network.
+    """Hugging Face's OlmoConfig, the fields that shape the network."""
 
-    windows: keys each layer's queries see (0: all). layer_ropes: which of the rotary embeddings `ropes` each layer has.
-    """
-
-    rms_norm_eps: float
     attention_bias: bool
-    windows: tuple[int, ...]
-    ropes: dict[str, RopeParameters]
-    layer_ropes: tuple[str, ...]
+    rope: RopeParameters
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> Config:
         """Raises InvalidConfigError or UnsupportedModelError with everything that is wrong."""
-        fields, third = Fields(config), config["model_type"] == "olmo3"
+        fields = Fields(config)
         shared = decoder_fields(fields)
-        layers, head_dim, positions = (
-            shared[name] for name in ("num_hidden_layers", "head_dim", "max_position_embeddings")
-        )
-        kinds, window = [FULL] * layers, 0
-        if third:
-            default = [SLIDING if (i + 1) % 4 else FULL for i in range(layers)]
-            kinds, window = list(layer_types(fields, layers, default)), fields.integer("sliding_window", 4096)
-            ropes = ropes_by_layer_type(fields, head_dim, positions, THETAS)
-        else:
-            ropes = {FULL: rope_from_fields(fields, head_dim, positions)}
+        if fields.raw("clip_qkv") is not None:
+            fields.unsupported("clip_qkv: bounded queries, keys and values")
         result = Config(
             **shared,
-            rms_norm_eps=fields.number("rms_norm_eps", 1e-5),
             attention_bias=fields.flag("attention_bias", False),
-            windows=layer_windows(fields, kinds, window),
-            ropes=ropes,
-            layer_ropes=tuple(kinds),
+            rope=rope_from_fields(fields, shared["head_dim"], shared["max_position_embeddings"]),
         )
         fields.finish()
         return result
 
 
 def canonical(name: str) -> str:
-    """Olmo2ForCausalLM puts `model.` before what Olmo2Model has without."""
+    """OlmoForCausalLM puts `model.` before what OlmoModel has without."""
     return name.removeprefix("model.")
 
 
 def build(config: Mapping[str, Any]) -> Program:
     """The program of a config.json."""
     c = Config.from_dict(config)
-    width, ffn, eps = c.hidden_size, c.intermediate_size, c.rms_norm_eps
-    used = {kind: c.ropes[kind] for kind in dict.fromkeys(c.layer_ropes)}
-    positions = min(rope.max_positions for rope in used.values())
-    r = Recorder(c.model_type, vocab_size=c.vocab_size, max_positions=positions)
+    width, ffn = c.hidden_size, c.intermediate_size
+    r = Recorder(c.model_type, vocab_size=c.vocab_size, max_positions=c.rope.max_positions)
     tokens, head = c.tables
+    ones = Vector("ones", (width,), r.constant("ones", np.ones(width, np.float32)))
 
     x = r.embed("embed", tokens)
-    ropes = {
-        kind: r.rotary("rope" if len(used) == 1 else f"rope_{kind}", rope.inv_freq, rope.scaling)
-        for kind, rope in used.items()
-    }
+    rope = r.rotary("rope", c.rope.inv_freq, c.rope.scaling)
     for i in range(c.num_hidden_layers):
         with r.layer(i):
             attn, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
-            after_attn = vector(f"layers.{i}.post_attention_layernorm.weight", width)
-            after_ffn = vector(f"layers.{i}.post_feedforward_layernorm.weight", width)
             r.hidden(x)
-            h = r.linear("qkv", x, qkv(attn, c, bias=c.attention_bias))
-            h = r.head_norm("qk_norm", h, "rms", full_norms(attn, c), eps)
-            rope = ropes[c.layer_ropes[i]]
-            h = r.attention("attn", h, **c.heads, scale=c.head_dim**-0.5, rope=rope, window=c.windows[i])
-            h = r.linear("attn_out", h, matrix(f"{attn}.o_proj", width, c.query_width, bias=c.attention_bias))
-            x = r.rms_norm("attn_norm", h, after_attn, eps, residual=x)
-            h = r.linear("ffn_gate_up", x, gate_up(mlp, width, ffn), c.hidden_act)
-            h = r.linear("ffn_out", h, matrix(f"{mlp}.down_proj", width, ffn))
-            x = r.rms_norm("ffn_norm", h, after_ffn, eps, residual=x)
-    x = r.hidden(r.rms_norm("norm", r.select("last", x), vector("norm.weight", width), eps))
+            h = r.layer_norm("attn_norm", x, ones, None, EPS)
+            h = r.linear("qkv", h, qkv(attn, c, bias=c.attention_bias))
+            h = r.attention("attn", h, **c.heads, scale=c.head_dim**-0.5, rope=rope)
+            o_proj = matrix(f"{attn}.o_proj", width, c.query_width, bias=c.attention_bias)
+            x = r.linear("attn_out", h, o_proj, residual=x)
+            h = r.layer_norm("ffn_norm", x, ones, None, EPS)
+            h = r.linear("ffn_gate_up", h, gate_up(mlp, width, ffn), c.hidden_act)
+            x = r.linear("ffn_out", h, matrix(f"{mlp}.down_proj", width, ffn), residual=x)
+    x = r.hidden(r.layer_norm("norm", r.select("last", x), ones, None, EPS))
     return r.finish(r.linear("logits", x, head), ignored=IGNORED, aliases=c.aliases)
