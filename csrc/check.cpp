@@ -94,27 +94,24 @@ class Checker {
     const auto all_matrices = [&](const std::vector<int>& ids) {
       return std::all_of(ids.begin(), ids.end(), [&](int id) { return is_matrix(id); });
     };
-    ok = ok && std::visit(Overloaded{[&](const Embed& o) {
-                                       return is_matrix(o.table) && matrix_or_none(o.positions) &&
-                                              matrix_or_none(o.types);
-                                     },
-                                     [&](const Norm& o) { return vectors(o.weight, o.bias); },
-                                     [&](const HeadNorm& o) {
-                                       return std::all_of(o.slices.begin(), o.slices.end(), [&](const NormSlice& s) {
-                                         return vectors(s.weight, s.bias);
-                                       });
-                                     },
-                                     [&](const Linear& o) { return is_matrix(o.weight); },
-                                     [&](const Experts& o) {
-                                       return all_matrices(o.gate_up) && all_matrices(o.down) &&
-                                              matrix_or_none(o.shared_gate_up) && matrix_or_none(o.shared_down) &&
-                                              is_buffer(o.hidden);
-                                     },
-                                     [&](const Attention& o) {
-                                       return o.bias.table == -1 || in(p_.vectors, o.bias.table);
-                                     },
-                                     [](const auto&) { return true; }},
-                          op);
+    ok = ok &&
+         std::visit(Overloaded{[&](const Embed& o) {
+                                 return is_matrix(o.table) && matrix_or_none(o.positions) && matrix_or_none(o.types);
+                               },
+                               [&](const Norm& o) { return vectors(o.weight, o.bias); },
+                               [&](const HeadNorm& o) {
+                                 return std::all_of(o.slices.begin(), o.slices.end(),
+                                                    [&](const NormSlice& s) { return vectors(s.weight, s.bias); });
+                               },
+                               [&](const Linear& o) { return is_matrix(o.weight); },
+                               [&](const Experts& o) {
+                                 return all_matrices(o.gate_up) && all_matrices(o.down) &&
+                                        matrix_or_none(o.shared_gate_up) && matrix_or_none(o.shared_down) &&
+                                        is_buffer(o.hidden);
+                               },
+                               [&](const Attention& o) { return o.bias.table == -1 || in(p_.vectors, o.bias.table); },
+                               [](const auto&) { return true; }},
+                    op);
     require(ok, "it names a buffer, matrix or vector that does not exist");
     return ok;
   }
@@ -148,8 +145,8 @@ class Checker {
     const int64_t n = buffer(o.x).cols;
     require(same_shape(o.out, o.x), "head norm: out must have the shape of x");
     for (const NormSlice& s : o.slices) {
-      const bool inside = s.begin >= 0 && s.width > 0 && s.count > 0 && s.width <= n && s.count <= n &&
-                          s.begin <= n && s.width * s.count <= n - s.begin;
+      const bool inside = s.begin >= 0 && s.width > 0 && s.count > 0 && s.width <= n && s.count <= n && s.begin <= n &&
+                          s.width * s.count <= n - s.begin;
       require(inside, "head norm: a slice lies outside of the row");
       for (int vector : {s.weight, s.bias})
         if (inside && vector >= 0) {
@@ -222,8 +219,8 @@ class Checker {
     const KvShape& kv = p_.cross;
     if (cross_heads_ == 0) cross_heads_ = o.num_heads;
     require(o.num_heads == cross_heads_, "cross-attention: every layer must have the same number of heads");
-    const bool heads = kv.layers > 0 && fits(kv) && o.num_heads > 0 && o.num_heads < kMost &&
-                       o.num_heads % kv.heads == 0;
+    const bool heads =
+        kv.layers > 0 && fits(kv) && o.num_heads > 0 && o.num_heads < kMost && o.num_heads % kv.heads == 0;
     require(heads && o.layer >= 0 && o.layer < kv.layers, "cross-attention: heads or layer do not fit the program");
     if (heads)
       require(is_tokens(o.q, o.num_heads * kv.head_dim) && is_tokens(o.out, o.num_heads * kv.head_dim),

@@ -133,8 +133,8 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
                                 for (int matrix : *list) see(matrix, m);
                               for (int matrix : {o.shared_gate_up, o.shared_down})
                                 if (matrix >= 0) see(matrix, m);
-                              sizes.experts = std::max(
-                                  sizes.experts, page_up(Worker::expert_scratch(program_, o, kernels_, rows)));
+                              sizes.experts =
+                                  std::max(sizes.experts, page_up(Worker::expert_scratch(program_, o, kernels_, rows)));
                             },
                             [&](const Attention& o) {
                               if (o.bias.table >= 0 || !o.bias.slopes.empty())
@@ -173,8 +173,7 @@ void Executor::check_caches(const Routine& r, const KvCache& cache, const KvCach
     throw Error(ErrorKind::array,
                 text("[run] the cache belongs to another model or program; use this model's new_cache() for ", r.name));
   if (cross && (r.stores_cross() || r.reads_cross()) && !(cross->shape() == program_.cross))
-    throw Error(ErrorKind::array,
-                "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
+    throw Error(ErrorKind::array, "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
 }
 
 // Arrays for what is wanted, once the batch is known to be right.

@@ -1,4 +1,5 @@
-// Runs a program: one call per step, one job for the pool. Owns weights, plans and activations; caches are the caller's.
+// Runs a program: one call per step, one job for the pool. Owns weights, plans and activations; caches are the
+// caller's.
 #pragma once
 #include <cstdint>
 #include <memory>

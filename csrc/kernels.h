@@ -81,10 +81,10 @@ struct AttendArgs {
   int64_t num_keys;        // keys in the cache for this sequence (position of the newest + 1)
   int64_t window;
   float scale, softcap;
-  const float* const* q;         // [vectors] pointers to E floats each
-  float* const* out;             // [vectors] pointers to E floats each
-  const uint8_t* const* blocks;  // [ceil(num_keys / 32)] base of each block
-  size_t block_offset;           // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
+  const float* const* q;               // [vectors] pointers to E floats each
+  float* const* out;                   // [vectors] pointers to E floats each
+  const uint8_t* const* blocks;        // [ceil(num_keys / 32)] base of each block
+  size_t block_offset;                 // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
   const float* const* bias = nullptr;  // [vectors] pointers to num_keys floats each, or nullptr
   // [vectors] pointers to num_keys floats each, or nullptr: p / sum(p), not rounded, for the keys a vector sees. What
   // is written besides lies in the same blocks of 16 keys, and is 0.

@@ -13,9 +13,9 @@
 namespace pyllm {
 
 struct KvShape {
-  Format format;
-  int layers, heads;
-  int64_t head_dim;
+  Format format = Format::f32;
+  int layers = 0, heads = 0;
+  int64_t head_dim = 0;
 
   size_t block_bytes() const { return size_t(layers) * size_t(heads) * kv_block_bytes(format, head_dim); }
   size_t offset(int layer, int head) const {  // of one (layer, kv head) in a block

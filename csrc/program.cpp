@@ -20,24 +20,24 @@ int64_t hidden_ld(int64_t columns) { return round_up(columns, kPanel) + 16; }
 
 std::vector<int> reads(const Op& op) {
   using Ids = std::vector<int>;
-  Ids ids = std::visit(Overloaded{[](const Embed&) { return Ids{}; }, [](const Rotary&) { return Ids{}; },
-                                  [](const Norm& o) {
-                                    return Ids{o.x, o.residual};
-                                  },
-                                  [](const HeadNorm& o) { return Ids{o.x}; },
-                                  [](const Linear& o) {
-                                    return Ids{o.x, o.residual};
-                                  },
-                                  [](const Experts& o) {
-                                    return Ids{o.x, o.router, o.residual};
-                                  },
-                                  [](const Attention& o) {
-                                    return Ids{o.qkv, o.rope};
-                                  },
-                                  [](const StoreCross& o) { return Ids{o.kv}; },
-                                  [](const CrossAttention& o) { return Ids{o.q}; },
-                                  [](const Select& o) { return Ids{o.x}; }},
-                       op);
+  Ids ids =
+      std::visit(Overloaded{[](const Embed&) { return Ids{}; }, [](const Rotary&) { return Ids{}; },
+                            [](const Norm& o) {
+                              return Ids{o.x, o.residual};
+                            },
+                            [](const HeadNorm& o) { return Ids{o.x}; },
+                            [](const Linear& o) {
+                              return Ids{o.x, o.residual};
+                            },
+                            [](const Experts& o) {
+                              return Ids{o.x, o.router, o.residual};
+                            },
+                            [](const Attention& o) {
+                              return Ids{o.qkv, o.rope};
+                            },
+                            [](const StoreCross& o) { return Ids{o.kv}; },
+                            [](const CrossAttention& o) { return Ids{o.q}; }, [](const Select& o) { return Ids{o.x}; }},
+                 op);
   ids.erase(std::remove(ids.begin(), ids.end(), -1), ids.end());
   return ids;
 }

@@ -115,13 +115,13 @@ struct Routine {
   std::vector<Op> ops = {};
   int output = -1;  // what the last op writes
 
-  bool causal() const;                            // no row sees a later one
-  bool stores_cross() const;                      // it fills the cross cache
-  bool reads_cross() const;                       // it attends to the cross cache
-  int heads() const;                              // query heads of its attention
-  int cross_heads() const;                        // query heads of its cross-attention
-  int64_t table_rows(const Program& p) const;     // ids must lie below
-  int64_t segment_rows(const Program& p) const;   // token types must lie below; 0: there are none
+  bool causal() const;                           // no row sees a later one
+  bool stores_cross() const;                     // it fills the cross cache
+  bool reads_cross() const;                      // it attends to the cross cache
+  int heads() const;                             // query heads of its attention
+  int cross_heads() const;                       // query heads of its cross-attention
+  int64_t table_rows(const Program& p) const;    // ids must lie below
+  int64_t segment_rows(const Program& p) const;  // token types must lie below; 0: there are none
 };
 
 struct Program {

@@ -7,12 +7,7 @@
 namespace pyllm {
 
 Worker::Worker(const StepShared& shared, const ScratchSizes& sizes, Team& team)
-    : s_(shared),
-      b_(shared.step.batch()),
-      p_(shared.program),
-      r_(shared.routine),
-      k_(shared.kernels),
-      team_(team) {
+    : s_(shared), b_(shared.step.batch()), p_(shared.program), r_(shared.routine), k_(shared.kernels), team_(team) {
   uint8_t* mine = shared.scratch + size_t(team.index) * shared.scratch_bytes;
   normed_ = reinterpret_cast<float*>(mine);
   prepared_ = mine + sizes.norm;
@@ -178,8 +173,7 @@ void Worker::capture(const Phase& phase) {
   const int64_t cols = buffer(out).cols;
   team_.barrier();
   const Team::Range mine = my_rows(count(out));
-  for (int64_t r = mine.begin; r < mine.end; r++)
-    std::memcpy(to + r * cols, row(out, r), size_t(cols) * sizeof(float));
+  for (int64_t r = mine.begin; r < mine.end; r++) std::memcpy(to + r * cols, row(out, r), size_t(cols) * sizeof(float));
   team_.barrier();
 }
 

@@ -80,8 +80,7 @@ void Worker::attend(const Attention& o, int op, int head, const AttendTask& task
   a.first_head = task.first % group;
   a.head_dim = r_.kv.head_dim;
   a.first_position = b_.positions[row0] + task.first / group;
-  a.num_keys =
-      o.causal ? b_.positions[row0] + (task.first + task.count - 1) / group + 1 : b_.context[task.sequence];
+  a.num_keys = o.causal ? b_.positions[row0] + (task.first + task.count - 1) / group + 1 : b_.context[task.sequence];
   a.window = o.window;
   a.scale = o.scale;
   a.softcap = o.softcap;

@@ -72,9 +72,7 @@ struct Worker::ExpertWork {
     chosen = reinterpret_cast<int32_t*>(weights + rows * (top_k + 1));
   }
   static int64_t hidden_width(int64_t columns) { return round_up(columns, kPanel) + 16; }
-  float* hidden_of(const Expert& e) const {
-    return e.shared ? shared_hidden : hidden + e.first * shape.routed_ld;
-  }
+  float* hidden_of(const Expert& e) const { return e.shared ? shared_hidden : hidden + e.first * shape.routed_ld; }
   int64_t hidden_ld(const Expert& e) const { return e.shared ? shape.shared_ld : shape.routed_ld; }
   int64_t row_of(const Expert& e, int64_t i) const { return e.shared ? i : sorted[e.first + i] / top_k; }
   float weight_of(const Expert& e, int64_t i) const {
@@ -93,11 +91,11 @@ struct Worker::ExpertWork {
 
   ExpertShape shape;
   const int experts, top_k;
-  int32_t *first, *sorted;        // entries of expert e: sorted[first[e] .. first[e + 1]); an entry is row * top_k + i
+  int32_t *first, *sorted;  // entries of expert e: sorted[first[e] .. first[e + 1]); an entry is row * top_k + i
   float *odds, *gathered, *result;
   uint8_t* prepared;
-  int32_t* chosen;                // [rows][top_k]
-  float* weights;                 // [rows][top_k + 1], the last: of the shared expert
+  int32_t* chosen;                                    // [rows][top_k]
+  float* weights;                                     // [rows][top_k + 1], the last: of the shared expert
   float *hidden = nullptr, *shared_hidden = nullptr;  // [rows * top_k][routed_ld], [rows][shared_ld]
   size_t bytes;
 };
@@ -192,7 +190,8 @@ void Worker::expert_outputs(const Experts& o, ExpertWork& work) {
   const int64_t first = mine.begin * kPanel, columns = std::min(width, mine.end * kPanel) - first;
   for (int64_t r = 0; r < rows; r++) {
     if (first + columns == width) clear_padding(o.out, row(o.out, r));
-    if (o.residual >= 0) std::memcpy(row(o.out, r) + first, row(o.residual, r) + first, size_t(columns) * sizeof(float));
+    if (o.residual >= 0)
+      std::memcpy(row(o.out, r) + first, row(o.residual, r) + first, size_t(columns) * sizeof(float));
     else std::memset(row(o.out, r) + first, 0, size_t(columns) * sizeof(float));
   }
   work.for_chosen(o, rows, [&](const Expert& e) {

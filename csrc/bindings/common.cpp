@@ -80,8 +80,9 @@ Activation activation_of(const std::string& name) {
   static const char* const names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"};
   for (int i = 0; i < 7; i++)
     if (name == names[i]) return Activation(i);
-  throw Error(ErrorKind::option, text("[activation] must be none, relu, gelu, gelu_tanh, quick_gelu, silu or tanh, got '",
-                                      name, "'; choose one of these"));
+  throw Error(ErrorKind::option,
+              text("[activation] must be none, relu, gelu, gelu_tanh, quick_gelu, silu or tanh, got '", name,
+                   "'; choose one of these"));
 }
 
 const Kernels& kernels_of(const py::object& isa) {

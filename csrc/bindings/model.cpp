@@ -76,8 +76,8 @@ void bind_ops_of(py::class_<Program>& program) {
              float softcap) {
             append(p, Linear{out, x, weight, activation_of(activation), residual, scale, softcap});
           },
-          py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("activation"), py::arg("residual"),
-          py::arg("scale"), py::arg("softcap"))
+          py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("activation"), py::arg("residual"), py::arg("scale"),
+          py::arg("softcap"))
       .def(
           "experts",
           [](Program& p, int out, int x, int router, std::vector<int> gate_up, std::vector<int> down,
@@ -94,15 +94,27 @@ void bind_ops_of(py::class_<Program>& program) {
           [](Program& p, int out, int qkv, int layer, int num_heads, int rope, float scale, bool interleaved,
              int64_t window, float softcap, bool causal, int bias, int64_t bias_first, int64_t bias_span,
              std::vector<float> slopes) {
-            append(p, Attention{out, qkv, layer, num_heads, rope, scale, interleaved, window, softcap, causal,
+            append(p, Attention{out,
+                                qkv,
+                                layer,
+                                num_heads,
+                                rope,
+                                scale,
+                                interleaved,
+                                window,
+                                softcap,
+                                causal,
                                 {bias, bias_first, bias_span, std::move(slopes)}});
           },
           py::arg("out"), py::arg("qkv"), py::arg("layer"), py::arg("num_heads"), py::arg("rope"), py::arg("scale"),
           py::arg("interleaved"), py::arg("window"), py::arg("softcap"), py::arg("causal"), py::arg("bias"),
           py::arg("bias_first"), py::arg("bias_span"), py::arg("slopes"))
       .def(
-          "store_cross", [](Program& p, int kv, int layer) { append(p, StoreCross{kv, layer}); }, py::arg("kv"),
-          py::arg("layer"))
+          "store_cross",
+          [](Program& p, int kv, int layer) {
+            append(p, StoreCross{kv, layer});
+          },
+          py::arg("kv"), py::arg("layer"))
       .def(
           "cross_attention",
           [](Program& p, int out, int q, int layer, int num_heads, float scale) {
@@ -110,7 +122,11 @@ void bind_ops_of(py::class_<Program>& program) {
           },
           py::arg("out"), py::arg("q"), py::arg("layer"), py::arg("num_heads"), py::arg("scale"))
       .def(
-          "select", [](Program& p, int out, int x) { append(p, Select{out, x}); }, py::arg("out"), py::arg("x"))
+          "select",
+          [](Program& p, int out, int x) {
+            append(p, Select{out, x});
+          },
+          py::arg("out"), py::arg("x"))
       .def(
           "set_output", [](Program& p, int buffer) { current(p).output = buffer; }, py::arg("buffer"));
 }
@@ -289,15 +305,15 @@ void bind_executor(py::module_& m) {
             return std::make_shared<KvCache>(executor.program().cross, max_bytes);
           },
           py::arg("max_bytes") = 0, "An empty cache of the keys and values of sources.")
-      .def("run", &run, py::arg("routine"), py::arg("ids"), py::arg("positions"), py::arg("starts"),
-           py::arg("context"), py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"),
-           py::arg("token_types") = py::none(), py::arg("cross") = py::none(), py::arg("cross_table") = py::none(),
-           py::arg("cross_context") = py::none(), py::arg("buffers") = std::vector<int>{},
-           py::arg("attentions") = std::vector<int>{},
-           "One step (pyllm.program.batch.Batch): its output float32 [R, n], a view of the cache's buffer that its next "
-           "step overwrites; copies of the buffers asked for; for each attention asked for (by its output) its weights "
-           "[heads, rows, keys] of every sequence. Raises ArrayError, PromptError, ContextLengthError, "
-           "OutOfMemoryError; the caches are then unchanged.")
+      .def(
+          "run", &run, py::arg("routine"), py::arg("ids"), py::arg("positions"), py::arg("starts"), py::arg("context"),
+          py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"), py::arg("token_types") = py::none(),
+          py::arg("cross") = py::none(), py::arg("cross_table") = py::none(), py::arg("cross_context") = py::none(),
+          py::arg("buffers") = std::vector<int>{}, py::arg("attentions") = std::vector<int>{},
+          "One step (pyllm.program.batch.Batch): its output float32 [R, n], a view of the cache's buffer that its next "
+          "step overwrites; copies of the buffers asked for; for each attention asked for (by its output) its weights "
+          "[heads, rows, keys] of every sequence. Raises ArrayError, PromptError, ContextLengthError, "
+          "OutOfMemoryError; the caches are then unchanged.")
       .def("memory", &memory, "(bytes, bytes of those on huge pages now) of weights, activations and scratch.")
       .def_property_readonly("num_threads", &Executor::threads)
       .def_property_readonly("isa", [](const Executor& executor) { return executor.kernels().name; });

@@ -102,8 +102,8 @@ class Routine:
         elif isinstance(op, Rotary):
             self._core.rotary(out, list(op.inv_freq), op.scaling)
         elif isinstance(op, Norm):
-            x, residual, weight, bias = self.buffer(op.x), self.buffer(op.residual), op.weight, op.bias
-            self._core.norm(out, x, op.kind == "rms", self._vector(weight), self._vector(bias), op.eps, residual)
+            rms, weight, bias = op.kind == "rms", self._vector(op.weight), self._vector(op.bias)
+            self._core.norm(out, self.buffer(op.x), rms, weight, bias, op.eps, self.buffer(op.residual))
         elif isinstance(op, HeadNorm):
             slices = [
                 (part.begin, part.width, part.count, self._vector(part.weight), self._vector(part.bias))
@@ -111,8 +111,8 @@ class Routine:
             ]
             self._core.head_norm(out, self.buffer(op.x), op.kind == "rms", slices, op.eps)
         elif isinstance(op, Linear):
-            x, weight, residual = self.buffer(op.x), self._matrix(op.weight), self.buffer(op.residual)
-            self._core.linear(out, x, weight, op.activation, residual, op.scale, op.softcap)
+            x, residual = self.buffer(op.x), self.buffer(op.residual)
+            self._core.linear(out, x, self._matrix(op.weight), op.activation, residual, op.scale, op.softcap)
         elif isinstance(op, Experts):
             self._experts(out, op)
         elif isinstance(op, Attention):

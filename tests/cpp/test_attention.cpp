@@ -16,10 +16,11 @@ struct Shape {
   int64_t window = 0;
   float softcap = 0;
   bool causal = true;
+  bool biased = false;
 };
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << "head_dim " << s.head_dim << ", group " << s.group << ", keys " << s.num_keys << ", window " << s.window
-             << ", softcap " << s.softcap << (s.causal ? "" : ", not causal");
+             << ", softcap " << s.softcap << (s.causal ? "" : ", not causal") << (s.biased ? ", biased" : "");
 }
 
 float round_bf16(float x) {
@@ -66,11 +67,19 @@ class Cache {
   size_t bytes_;
 };
 
+// What is added to the scores of one query vector: of exactly the size asked for, as every row here.
+std::vector<float> bias_row(const Shape& s, int64_t vector, int64_t num_keys) {
+  std::vector<float> row = random_row(s.num_keys, 100 + unsigned(vector), 2.0f);
+  row.resize(size_t(num_keys));
+  return row;
+}
+
 // Query vectors [first, first + count) of the sequence, vector i being head i % group of token i / group, in calls of
-// at most `together`; num_keys as the cache stands at that time.
+// at most `together`; num_keys as the cache stands at that time. weights: [count][num_keys], where they are wanted.
 std::vector<float> attend(const Kernels& kernels, Format format, const Shape& s, const Cache& cache,
                           const std::vector<float>& queries, int64_t first, int64_t count, int together,
-                          int64_t num_keys) {
+                          int64_t num_keys, std::vector<std::vector<float>>* weights = nullptr) {
+  if (weights) weights->assign(size_t(count), std::vector<float>(size_t(num_keys)));
   std::vector<float> out(size_t(count * s.head_dim), 7.0f);
   std::vector<uint8_t> scratch(kernels.attend_scratch(format, s.head_dim, num_keys) + 64, 0xff);  // NaN
   const auto blocks = cache.const_blocks();
@@ -88,13 +97,20 @@ std::vector<float> attend(const Kernels& kernels, Format format, const Shape& s,
     a.scale = 1 / std::sqrt(float(s.head_dim));
     a.softcap = s.softcap;
     const float* q[kAttendRows];
-    float* y[kAttendRows];
+    float *y[kAttendRows], *w[kAttendRows];
+    std::vector<std::vector<float>> biases;
+    const float* bias[kAttendRows];
     for (int v = 0; v < a.vectors; ++v) {
+      biases.push_back(bias_row(s, first + i + v, num_keys));
+      bias[v] = biases.back().data();
+      if (weights) w[v] = (*weights)[size_t(i + v)].data();
       q[v] = &queries[size_t((first + i + v) * s.head_dim)];
       y[v] = &out[size_t((i + v) * s.head_dim)];
     }
     a.q = q;
     a.out = y;
+    a.bias = s.biased ? bias : nullptr;
+    a.weights = weights ? w : nullptr;
     a.blocks = blocks.data();
     a.block_offset = cache.offset;
     kernels.attend(a, scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64);
@@ -104,13 +120,15 @@ std::vector<float> attend(const Kernels& kernels, Format format, const Shape& s,
 
 // Compares vectors [first, first + count) with the definition in double. The bf16 bound is that of rounding p.
 void compare(Format format, const Shape& s, const Cache& cache, const std::vector<float>& queries, int64_t first,
-             int64_t count, const std::vector<float>& out) {
+             int64_t count, const std::vector<float>& out, const std::vector<std::vector<float>>& weights) {
   auto as_stored = [&](float x) { return double(format == Format::bf16 ? round_bf16(x) : x); };
   Worst worst;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t position = (first + i) / s.group;
-    const int64_t end = s.causal ? position + 1 : s.num_keys;
-    const int64_t begin = s.causal && s.window ? std::max<int64_t>(0, position + 1 - s.window) : 0;
+    const int64_t last = s.window && !s.causal ? position + s.window : s.num_keys;
+    const int64_t end = s.causal ? position + 1 : std::min(last, s.num_keys);
+    const int64_t begin = s.window ? std::max<int64_t>(0, position + 1 - s.window) : 0;
+    const std::vector<float> bias = bias_row(s, first + i, s.num_keys);
     std::vector<double> p;
     double top = -INFINITY, size = 0;
     for (int64_t t = begin; t < end; ++t) {
@@ -123,14 +141,19 @@ void compare(Format format, const Shape& s, const Cache& cache, const std::vecto
       }
       dot /= std::sqrt(double(s.head_dim));
       p.push_back(s.softcap > 0 ? s.softcap * std::tanh(dot / s.softcap) : dot);
+      if (s.biased) p.back() += double(bias[size_t(t)]);
       top = std::max(top, p.back());
       size = std::max(size, magnitude / std::sqrt(double(s.head_dim)));
     }
     double sum = 0;
     for (double& x : p) sum += x = std::exp(x - top);
-    const double score_error = kEpsilon * size * (4 + std::sqrt(double(s.head_dim)));
+    const double score_error = kEpsilon * (size * (4 + std::sqrt(double(s.head_dim))) + (s.biased ? 16 : 0));
     const double relative =
         2 * score_error + kEpsilon * (8 + double(end - begin) / 4) + (format == Format::bf16 ? 1.0 / 256 : 0);
+    for (int64_t t = 0; t < s.num_keys; ++t) {
+      const double want = t >= begin && t < end ? p[size_t(t - begin)] / sum : 0;
+      worst.see(weights[size_t(i)][size_t(t)], want, relative * want + 1e-30, t);
+    }
     for (int64_t d = 0; d < s.head_dim; ++d) {
       double want = 0, magnitude = 0;
       for (int64_t t = begin; t < end; ++t) {
@@ -149,6 +172,13 @@ std::vector<Shape> shapes() {
   for (int64_t head_dim : {8, 20, 64, 80, 128})
     for (int group : {1, 3, 7})
       for (int64_t keys : {1, 15, 16, 17, 31, 32, 33, 77, 130}) all.push_back({head_dim, group, keys});
+  for (int64_t head_dim : {12, 20, 64, 128})
+    for (int64_t keys : {1, 31, 32, 33, 100}) {
+      all.push_back({head_dim, 3, keys, 0, 0.0f, true, true});
+      all.push_back({head_dim, 2, keys, 24, 8.0f, true, true});
+      all.push_back({head_dim, 1, keys, 0, 0.0f, false, true});
+      for (int64_t window : {1, 20, 70}) all.push_back({head_dim, 2, keys, window, 0.0f, false, window == 20});
+    }
   for (int64_t head_dim : {20, 64, 96})
     for (int64_t keys : {1, 16, 33, 130}) {
       all.push_back({head_dim, 3, keys, 1});
@@ -180,7 +210,10 @@ TEST_P(Attention, MatchesReferenceOnEveryTable) {
       if (stored.empty()) stored = cache.bytes();
       EXPECT_TRUE(cache.bytes() == stored) << "the cache differs from another table's";
       const auto out = attend(*k, format, s, cache, queries, first, count, kAttendRows, s.num_keys);
-      compare(format, s, cache, queries, first, count, out);
+      std::vector<std::vector<float>> weights;
+      EXPECT_TRUE(
+          same_bits(out, attend(*k, format, s, cache, queries, first, count, kAttendRows, s.num_keys, &weights)));
+      compare(format, s, cache, queries, first, count, out, weights);
       if (is_scalar(k)) continue;
       if (fused.empty()) fused = out;
       EXPECT_TRUE(same_bits(out, fused)) << "differs from another table with fused multiply-add";

@@ -24,10 +24,9 @@ struct Setting {
   Format format;
 };
 const Setting kSettings[] = {
-    {"llama f32", llama, Format::f32},
-    {"llama bf16", llama, Format::bf16},
-    {"parallel f32", parallel, Format::f32},
-    {"parallel bf16", parallel, Format::bf16},
+    {"llama f32", llama, Format::f32},       {"llama bf16", llama, Format::bf16},
+    {"parallel f32", parallel, Format::f32}, {"parallel bf16", parallel, Format::bf16},
+    {"mixture f32", mixture, Format::f32},   {"mixture bf16", mixture, Format::bf16},
 };
 
 void for_each(const std::function<void(const Setting&, const Kernels&)>& body) {
@@ -90,7 +89,7 @@ TEST(Executor, NeighboursDoNotMatter) {
 }
 
 TEST(Executor, Bfloat16IsTheSameOnEveryTableWithFma) {
-  for (Program (*program)(Format) : {llama, parallel}) {
+  for (Program (*program)(Format) : {llama, parallel, mixture}) {
     Rows2 expected;
     for (const Kernels* kernels : tables()) {
       if (is_scalar(kernels)) continue;
@@ -104,13 +103,33 @@ TEST(Executor, Bfloat16IsTheSameOnEveryTableWithFma) {
 
 TEST(Executor, StepsLargerThanPlannedWork) {
   Program program = parallel(Format::f32);
-  program.max_positions = 900;
+  program.routines[0].max_positions = 900;
   program.matrices[1].shape.parts[0] = 902;
   const auto executor = load(std::move(program), 2, kernels());
   std::vector<std::pair<std::string, std::vector<int32_t>>> chunks;
   for (int s = 0; s < 9; s++) chunks.push_back({std::to_string(s), some_ids(100, s)});
   const Rows2 large = Feeder(*executor).feed(chunks);
   EXPECT_TRUE(large[250] == in_chunks(*executor, some_ids(100, 2), {100})[50]);
+}
+
+// Kernels divide rows into even parts, so a smaller step may need more scratch than a larger one.
+TEST(Executor, SmallerStepsFitTheMemoryOfLargerOnes) {
+  for (const Kernels* kernels : tables()) {
+    SCOPED_TRACE(kernels->name);
+    Program program = mixture(Format::bf16);
+    program.routines[0].max_positions = 144;
+    const auto executor = load(std::move(program), 2, *kernels);
+    const Rows2 alone = in_chunks(*executor, some_ids(128, 2), {128});
+    for (int texts : {3, 2, 4}) {
+      std::vector<std::pair<std::string, std::vector<int32_t>>> chunks;
+      for (int s = 0; s < texts; s++) chunks.push_back({std::to_string(s), some_ids(texts == 2 ? 128 : 144, s)});
+      const Rows2 all = Feeder(*executor).feed(chunks);
+      const bool same = texts != 2 || all[1] == in_chunks(*executor, some_ids(128, 0), {2})[1];
+      EXPECT_TRUE(same);
+      for (const std::vector<float>& row : all) ASSERT_TRUE(std::isfinite(row[0]));
+    }
+    EXPECT_TRUE(in_chunks(*executor, some_ids(128, 2), {128}) == alone);
+  }
 }
 
 TEST(Executor, ThreadsShareOneModel) {
@@ -130,7 +149,7 @@ class WrongBatch : public testing::Test {
  public:
   void SetUp() override {
     executor_ = load(llama(Format::f32), 2, kernels());
-    cache_ = std::make_unique<KvCache>(executor_->kv_shape(), 0);
+    cache_ = std::make_unique<KvCache>(executor_->routine(0).kv, 0);
     table_ = {cache_->allocate(), -1, cache_->allocate(), cache_->allocate()};
   }
   // What comes of running it: nothing, or the kind of error.
@@ -147,8 +166,8 @@ class WrongBatch : public testing::Test {
     const Batch batch{
         ids_.data(),  positions_.data(),        starts_.data(),       context_.data(),       table_.data(),
         rows_.data(), int64_t(context_.size()), int64_t(ids_.size()), int64_t(rows_.size()), 2};
-    std::vector<float> logits(size_t(executor_->logits_ld()) * (rows_.size() + 1));
-    executor_->run(batch, *cache_, logits.data());
+    std::vector<float> logits(size_t(executor_->output_ld(0)) * (rows_.size() + 1));
+    executor_->run(0, batch, *cache_, nullptr, logits.data());
   }
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<KvCache> cache_;
@@ -221,8 +240,8 @@ TEST_F(WrongBatch, ForeignCache) {
 
 TEST(Program, ProblemsAreListedTogether) {
   Program program = llama(Format::f32);
-  program.buffers[0].cols = 11;  // the rotary table
-  std::get<Linear>(program.ops[3]).weight = 99;
+  program.routines[0].buffers[0].cols = 11;  // the rotary table
+  std::get<Linear>(program.routines[0].ops[3]).weight = 99;
   try {
     program.check();
     ADD_FAILURE() << "taken";
@@ -233,6 +252,47 @@ TEST(Program, ProblemsAreListedTogether) {
   }
 }
 
+// What a wrong lowering could give: each is an error, never a crash.
+TEST(Program, EveryFieldIsChecked) {
+  const auto refused = [](const char* what, Program (*make)(Format), const std::function<void(Program&)>& spoil) {
+    SCOPED_TRACE(what);
+    Program program = make(Format::bf16);
+    program.check();
+    spoil(program);
+    EXPECT_THROW(program.check(), Error);
+  };
+  const auto op = [](Program& p, size_t routine, auto kind) -> decltype(kind)& {
+    for (Op& one : p.routines[routine].ops)
+      if (auto* found = std::get_if<decltype(kind)>(&one)) return *found;
+    throw std::runtime_error("no such op");
+  };
+  refused("a slice outside", mixture, [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].begin = 73; });
+  refused("a slice that overflows", mixture,
+          [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].count = int64_t(1) << 62; });
+  refused("weights of a slice", mixture, [&](Program& p) { op(p, 0, HeadNorm{}).slices[0].weight = 0; });
+  refused("slopes", mixture, [&](Program& p) { op(p, 0, Attention{}).bias.slopes.pop_back(); });
+  refused("a table of biases", mixture, [&](Program& p) { op(p, 0, Attention{}).bias = {0, 0, 12, {}}; });
+  refused("a vector that is none", mixture, [&](Program& p) { op(p, 0, Attention{}).bias.table = 99; });
+  refused("causal and not", mixture, [&](Program& p) { op(p, 0, Attention{}).causal = false; });
+  refused("an expert", mixture, [&](Program& p) { op(p, 0, Experts{}).down[1] = 0; });
+  refused("an expert that is none", mixture, [&](Program& p) { op(p, 0, Experts{}).gate_up[1] = -1; });
+  refused("experts that do not pair", mixture, [&](Program& p) { op(p, 0, Experts{}).down.pop_back(); });
+  refused("half a shared expert", mixture, [&](Program& p) { op(p, 0, Experts{}).shared_down = -1; });
+  refused("top_k", mixture, [&](Program& p) { op(p, 0, Experts{}).top_k = 6; });
+  refused("a small hidden buffer", mixture,
+          [&](Program& p) { p.routines[0].buffers[size_t(op(p, 0, Experts{}).hidden)].cols--; });
+  refused("a shared hidden buffer", mixture, [&](Program& p) { op(p, 0, Experts{}).hidden = op(p, 0, Experts{}).out; });
+  refused("a residual", mixture, [&](Program& p) { op(p, 0, Norm{}).residual = op(p, 0, HeadNorm{}).out; });
+  refused("types", translator, [&](Program& p) { p.matrices[size_t(op(p, 0, Embed{}).types)].shape.k = 39; });
+  refused("positions", translator, [&](Program& p) { op(p, 0, Embed{}).by_position = true; });
+  refused("a cross layer", translator, [&](Program& p) { op(p, 0, StoreCross{}).layer = 2; });
+  refused("no cross cache", translator, [&](Program& p) { p.cross = {}; });
+  refused("cross heads", translator, [&](Program& p) { op(p, 1, CrossAttention{}).num_heads = 3; });
+  refused("cross queries", translator, [&](Program& p) { p.cross.head_dim = 4; });
+  refused("the output", translator, [&](Program& p) { p.routines[0].output = 0; });
+  refused("no routine", translator, [&](Program& p) { p.routines.clear(); });
+}
+
 TEST(Program, MustBeLoadedBeforeItRuns) {
   Executor executor(llama(Format::f32), 1, kernels());
   Feeder feeder(executor);
@@ -240,34 +300,39 @@ TEST(Program, MustBeLoadedBeforeItRuns) {
 }
 
 TEST(Plan, BuffersThatLiveTogetherLieApart) {
-  for (const Setting& setting : kSettings) {
-    const Program program = setting.program(setting.format);
-    const Plan plan = make_plan(program, setting.format == Format::bf16);
-    for (size_t i = 0; i < program.ops.size(); i++) {
-      std::vector<int> at_once = reads(program.ops[i]);
-      at_once.push_back(writes(program.ops[i]));
-      for (int a : at_once)
-        for (int b : at_once) {
-          if (a == b || a == program.logits || b == program.logits) continue;
-          const int64_t begin = plan.columns[size_t(a)], other = plan.columns[size_t(b)];
-          EXPECT_TRUE(begin + program.buffers[size_t(a)].ld() <= other ||
-                      other + program.buffers[size_t(b)].ld() <= begin);
-        }
+  const std::vector<Program> wholes = {llama(Format::f32),     llama(Format::bf16),   parallel(Format::f32),
+                                       parallel(Format::bf16), mixture(Format::bf16), translator(Format::f32)};
+  for (const Program& whole : wholes)
+    for (const Routine& program : whole.routines) {
+      const Plan plan = make_plan(program, whole.format == Format::bf16);
+      for (size_t i = 0; i < program.ops.size(); i++) {
+        std::vector<int> at_once = reads(program.ops[i]);
+        at_once.push_back(writes(program.ops[i]));
+        if (at_once.back() < 0) at_once.pop_back();
+        if (const Experts* experts = std::get_if<Experts>(&program.ops[i])) at_once.push_back(experts->hidden);
+        for (int a : at_once)
+          for (int b : at_once) {
+            if (a == b || a == program.output || b == program.output) continue;
+            const int64_t begin = plan.columns[size_t(a)], other = plan.columns[size_t(b)];
+            EXPECT_TRUE(begin + program.buffers[size_t(a)].ld() <= other ||
+                        other + program.buffers[size_t(b)].ld() <= begin);
+          }
+      }
+      int64_t sum = 0;
+      for (const Buffer& buffer : program.buffers) sum += buffer.ld();
+      EXPECT_LT(plan.width, sum / 2);  // memory is used again
     }
-    int64_t sum = 0;
-    for (const Buffer& buffer : program.buffers) sum += buffer.ld();
-    EXPECT_LT(plan.width, sum / 2);  // memory is used again
-  }
 }
 
 TEST(Plan, DecodingNeedsFewBarriers) {
-  const Program program = llama(Format::bf16);
+  const Program whole = llama(Format::bf16);
+  const Routine& program = whole.routines[0];
   const Plan plan = make_plan(program, true);
   int barriers = 0;
   for (const Phase& phase : plan.few) barriers += phase.barrier;
-  EXPECT_LE(barriers, 5 * program.num_layers + 2);
+  EXPECT_LE(barriers, 5 * program.kv.layers + 2);
   for (const Phase& phase : plan.few)
-    EXPECT_TRUE(phase.kind != Phase::Kind::norm && phase.kind != Phase::Kind::prepare);
+    EXPECT_TRUE(phase.kind != Phase::Kind::prepare && !std::holds_alternative<Norm>(program.ops[size_t(phase.op)]));
 }
 
 }  // namespace

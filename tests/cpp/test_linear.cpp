@@ -17,6 +17,7 @@ struct Problem {
   std::vector<float> w, x, bias, residual;  // bias and residual may be empty
   Activation activation = Activation::none;
   bool gated = false, in_place = false;
+  float scale = 1.0f, softcap = 0.0f;
 
   int64_t columns() const { return round_up(n, kPanel) / (gated ? 2 : 1); }
   int64_t x_ld() const { return k + 3; }
@@ -49,6 +50,8 @@ struct Problem {
     a.residual = residual.empty() ? nullptr : in_place ? y.data() : residual.data();
     a.residual_ld = a.y_ld = y_ld();
     a.y = y.data();
+    a.scale = scale;
+    a.softcap = softcap;
     Bytes scratch(table.linear_scratch(a, panels));
     const int middle = split ? panels / 2 : panels;
     if (middle) table.linear(a, 0, middle, scratch.data);
@@ -174,6 +177,8 @@ double activation(Activation a, double x) {
       return x / (1 + std::exp(-1.702 * x));
     case Activation::silu:
       return x / (1 + std::exp(-x));
+    case Activation::tanh:
+      return std::tanh(x);
   }
   return NAN;
 }
@@ -188,7 +193,8 @@ void check_epilogue(const Problem& p, const std::vector<float>& sums, const std:
         return sums[size_t(r * ld + c)] + double(c < p.n && !p.bias.empty() ? p.bias[size_t(c)] : 0);
       };
       const int64_t gate = p.gated ? j / 16 * 32 + j % 16 : j;
-      const double up = p.gated ? sum(gate + 16) : 1, value = activation(p.activation, sum(gate)) * up;
+      const double up = p.gated ? sum(gate + 16) : 1, act = activation(p.activation, sum(gate)) * up;
+      const double value = p.scale * (p.softcap > 0 ? p.softcap * std::tanh(act / p.softcap) : act);
       const double before = p.residual.empty() ? 0 : p.residual[size_t(r * p.y_ld() + j)];
       const double tolerance = 16 * kEpsilon * (std::fabs(sum(gate) * up) + std::fabs(before)) + 1e-30;
       worst.see(y[size_t(r * p.y_ld() + j)], before + value, tolerance, r * p.columns() + j);
@@ -198,15 +204,17 @@ void check_epilogue(const Problem& p, const std::vector<float>& sums, const std:
 
 TEST_P(Linear, BiasActivationGateAndResidual) {
   for (int64_t n : {64, 130})
-    for (int a = int(Activation::none); a <= int(Activation::silu); ++a)
+    for (int a = int(Activation::none); a <= int(Activation::tanh); ++a)
       for (bool gated : {false, true})
-        for (int extras = 0; extras < 4; ++extras) {  // nothing; bias; bias and residual; the same in place
+        for (int extras = 0; extras < 5; ++extras) {  // nothing; bias; bias and residual; the same in place; and scaled
           Problem p = random_problem(GetParam(), n, 70), plain = p;
           p.activation = Activation(a);
           p.gated = gated;
           if (extras) p.bias = random_row(n, 3);
           if (extras > 1) p.residual = random_row(kMostRows * p.y_ld(), 4);
           p.in_place = extras > 2;
+          p.scale = extras > 3 ? 0.7f : 1.0f;
+          p.softcap = extras > 3 && !gated ? 2.5f : 0.0f;
           for (const Kernels* t : tables()) {
             SCOPED_TRACE(title(*t, p, kMostRows) + ", activation " + std::to_string(a) + ", gated " +
                          std::to_string(gated) + ", extras " + std::to_string(extras));

@@ -128,12 +128,15 @@ double activation(Activation a, double x) {
       return x / (1 + std::exp(-1.702 * x));
     case Activation::silu:
       return x / (1 + std::exp(-x));
+    case Activation::tanh:
+      return std::tanh(x);
   }
   return 0;
 }
 
 constexpr Activation kActivations[] = {Activation::none,      Activation::relu,       Activation::gelu,
-                                       Activation::gelu_tanh, Activation::quick_gelu, Activation::silu};
+                                       Activation::gelu_tanh, Activation::quick_gelu, Activation::silu,
+                                       Activation::tanh};
 
 // Relative error of e^-y is that of rounding y: it grows with the exponent, which is far into the tail.
 double activation_tolerance(Activation a, double x, double want) {
@@ -172,11 +175,12 @@ TEST(Rows, ActivationsOfSpecialValues) {
       SCOPED_TRACE(std::string(k->name) + ", activation " + std::to_string(int(a)));
       std::vector<float> x = {INFINITY, -INFINITY, NAN, 3e38f, -3e38f, 0.0f, -0.0f};
       k->activate(a, int64_t(x.size()), x.data());
-      EXPECT_EQ(x[0], INFINITY);
-      EXPECT_EQ(x[1], a == Activation::none ? -INFINITY : 0.0f);
+      const bool linear = a == Activation::none, bounded = a == Activation::tanh;
+      EXPECT_EQ(x[0], bounded ? 1.0f : INFINITY);
+      EXPECT_EQ(x[1], linear ? -INFINITY : bounded ? -1.0f : 0.0f);
       EXPECT_TRUE(std::isnan(x[2]));
-      EXPECT_EQ(x[3], 3e38f);
-      EXPECT_EQ(x[4], a == Activation::none ? -3e38f : 0.0f);
+      EXPECT_EQ(x[3], bounded ? 1.0f : 3e38f);
+      EXPECT_EQ(x[4], linear ? -3e38f : bounded ? -1.0f : 0.0f);
       EXPECT_EQ(x[5], 0.0f);
       EXPECT_EQ(x[6], 0.0f);
     }

@@ -18,9 +18,9 @@ std::vector<float> random_row(size_t n, unsigned seed) {
   return row;
 }
 
-class Search : public ::testing::TestWithParam<size_t> {
- protected:
-  void SetUp() override { kRow = available_row_kernels().at(GetParam()); }
+class Search : public ::testing::TestWithParam<RowKernels> {
+ public:
+  void SetUp() override { kRow = GetParam(); }
   void TearDown() override { kRow = available_row_kernels().back(); }
 };
 
@@ -84,7 +84,7 @@ TEST_P(Search, DrawsWithoutReplacementAreDistinct) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryKernel, Search, ::testing::Range(size_t(0), available_row_kernels().size()));
+INSTANTIATE_TEST_SUITE_P(EveryKernel, Search, ::testing::ValuesIn(available_row_kernels()));
 
 }  // namespace
 }  // namespace search

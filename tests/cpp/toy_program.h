@@ -16,15 +16,14 @@ namespace test {
 struct ProgramBuilder {
   explicit ProgramBuilder(Format format) {
     p.format = format;
-    p.num_layers = 2;
-    p.num_kv_heads = 2;
-    p.head_dim = 12;
-    p.vocab_size = 71;
-    p.max_positions = 200;
+    begin("step", 2);
   }
+  void begin(const std::string& name, int layers) { p.routines.push_back({name, {p.format, layers, 2, 12}, 71, 200}); }
+  Routine& r() { return p.routines.back(); }
+  void op(Op one) { r().ops.push_back(std::move(one)); }
   int buffer(int64_t cols, Rows rows = Rows::T) {
-    p.buffers.push_back({rows, cols});
-    return int(p.buffers.size()) - 1;
+    r().buffers.push_back({rows, cols});
+    return int(r().buffers.size()) - 1;
   }
   int matrix(std::vector<int64_t> parts, int64_t k, bool bias = false, bool gated = false, bool packed = true) {
     p.matrices.push_back(
@@ -35,26 +34,43 @@ struct ProgramBuilder {
     p.vectors.push_back(n);
     return int(p.vectors.size()) - 1;
   }
-  int cols(int b) const { return int(p.buffers[size_t(b)].cols); }
-  int norm(int x, bool rms) {
-    const int out = buffer(cols(x), p.buffers[size_t(x)].rows);
-    p.ops.push_back(Norm{out, x, rms, vector(cols(x)), rms ? -1 : vector(cols(x)), 1e-5f});
+  const Buffer& at(int b) const { return p.routines.back().buffers[size_t(b)]; }
+  int cols(int b) const { return int(at(b).cols); }
+  int norm(int x, bool rms, int residual = -1) {
+    const int out = buffer(cols(x), at(x).rows);
+    op(Norm{out, x, rms, vector(cols(x)), rms ? -1 : vector(cols(x)), 1e-5f, residual});
     return out;
   }
   int linear(int x, int weight, Activation activation = Activation::none, int residual = -1) {
-    const int out = buffer(p.matrices[size_t(weight)].shape.outputs(), p.buffers[size_t(x)].rows);
-    p.ops.push_back(Linear{out, x, weight, activation, residual});
+    const int out = buffer(p.matrices[size_t(weight)].shape.outputs(), at(x).rows);
+    op(Linear{out, x, weight, activation, residual});
+    return out;
+  }
+  int experts(int x, int count, int top_k, int64_t width, int64_t shared_width, int residual) {
+    const int64_t d = cols(x);
+    const int router = linear(x, matrix({count + (shared_width > 0)}, d)), out = buffer(d);
+    Experts o{out, x, router, {}, {}, -1, -1, top_k, Activation::silu, shared_width == 0, residual, -1};
+    for (int e = 0; e < count; e++) {
+      o.gate_up.push_back(matrix({width, width}, d, e % 2, true));
+      o.down.push_back(matrix({d}, width, e % 2));
+    }
+    if (shared_width > 0) {
+      o.shared_gate_up = matrix({shared_width, shared_width}, d, false, true);
+      o.shared_down = matrix({d}, shared_width);
+    }
+    o.hidden = buffer(ExpertShape(p, o).columns(top_k));
+    op(std::move(o));
     return out;
   }
   int attention(int qkv, int layer, int rope, int64_t window = 0) {
-    const int out = buffer(4 * p.head_dim);
-    p.ops.push_back(Attention{out, qkv, layer, 4, rope, 0.3f, false, window, 0.0f});
+    const int out = buffer(4 * 12);
+    op(Attention{out, qkv, layer, 4, rope, 0.3f, false, window, 0.0f});
     return out;
   }
   Program finish(int x, int head) {
     const int last = buffer(cols(x), Rows::R);
-    p.ops.push_back(Select{last, x});
-    p.logits = linear(norm(last, true), head);
+    op(Select{last, x});
+    r().output = linear(norm(last, true), head);
     return p;
   }
   Program p;
@@ -64,10 +80,10 @@ struct ProgramBuilder {
 inline Program llama(Format format) {
   ProgramBuilder b(format);
   const int64_t d = 40, f = 52;
-  const int table = b.matrix({b.p.vocab_size}, d), rope = b.buffer(12);
+  const int table = b.matrix({71}, d), rope = b.buffer(12);
   int x = b.buffer(d);
-  b.p.ops.push_back(Embed{x, table, -1, 0, 1.5f});
-  b.p.ops.push_back(Rotary{rope, {1.0f, 0.3f, 0.1f, 0.03f, 0.01f, 0.003f}, 1.0f});
+  b.op(Embed{x, table, -1, 0, 1.5f});
+  b.op(Rotary{rope, {1.0f, 0.3f, 0.1f, 0.03f, 0.01f, 0.003f}, 1.0f});
   for (int layer = 0; layer < 2; layer++) {
     const int qkv = b.linear(b.norm(x, true), b.matrix({48, 24, 24}, d, layer == 1));
     x = b.linear(b.attention(qkv, layer, rope), b.matrix({d}, 48), Activation::none, x);
@@ -82,9 +98,9 @@ inline Program parallel(Format format) {
   ProgramBuilder b(format);
   const int64_t d = 36, f = 100;
   int x = b.buffer(d);
-  const int table = b.matrix({b.p.vocab_size}, d, false, false, false);
-  const int positions = b.matrix({b.p.max_positions + 2}, d, false, false, false);
-  b.p.ops.push_back(Embed{x, table, positions, 2, 1.0f});
+  const int table = b.matrix({71}, d, false, false, false);
+  const int positions = b.matrix({202}, d, false, false, false);
+  b.op(Embed{x, table, positions, 2, 1.0f});
   for (int layer = 0; layer < 2; layer++) {
     const int h = b.norm(x, false);
     const int qkv = b.linear(h, b.matrix({96}, d, true));
@@ -92,7 +108,67 @@ inline Program parallel(Format format) {
     const int attended = b.linear(b.attention(qkv, layer, -1, 9), b.matrix({d}, 48, true), Activation::none, x);
     x = b.linear(up, b.matrix({d}, f, true), Activation::none, attended);
   }
-  return b.finish(x, b.matrix({b.p.vocab_size}, d));
+  return b.finish(x, b.matrix({71}, d));
+}
+
+// What the other two lack: norms of heads, biases of scores by distance, a norm with a residual, scale and cap, two
+// mixtures of experts, one with a shared expert.
+inline Program mixture(Format format) {
+  ProgramBuilder b(format);
+  const int64_t d = 40;
+  const int table = b.matrix({71}, d);
+  int x = b.buffer(d);
+  b.op(Embed{x, table, -1, 0, 1.0f});
+  for (int layer = 0; layer < 2; layer++) {
+    const int qkv = b.linear(b.norm(x, true), b.matrix({96}, d)), normed = b.buffer(96);
+    b.op(HeadNorm{normed, qkv, true, {{0, 12, 4, b.vector(12), -1}, {48, 12, 2, b.vector(24), -1}}, 1e-5f});
+    const int attended = b.attention(normed, layer, -1);
+    ScoreBias& bias = std::get<Attention>(b.r().ops.back()).bias;
+    if (layer == 0) bias.slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
+    else bias = {b.vector(4 * 30), -29, 30, {}};
+    const int out = b.linear(attended, b.matrix({d}, 48));
+    std::get<Linear>(b.r().ops.back()).scale = 0.7f;
+    x = b.norm(out, false, x);
+    x = b.experts(b.norm(x, true), 5 - layer, 2 + layer, 36, layer == 0 ? 100 : 0, x);
+  }
+  b.finish(x, table);
+  std::get<Linear>(b.r().ops.back()).softcap = 3.0f;
+  return b.p;
+}
+
+// An encoder whose rows see each other, with its sources kept for a decoder that shares its table.
+inline Program translator(Format format) {
+  ProgramBuilder b(format);
+  b.p.cross = {format, 2, 3, 8};
+  b.r().name = "encode";
+  b.r().kv.layers = 1;
+  const int64_t d = 40;
+  const int table = b.matrix({71}, d), types = b.matrix({3}, d, false, false, false);
+  int x = b.buffer(d);
+  b.op(Embed{x, table, -1, 0, 1.0f, types});
+  for (int layer = 0; layer < 2; layer++) {
+    const int qkv = b.linear(x, b.matrix({96}, d, true));
+    const int attended = b.attention(qkv, 0, -1, layer == 0 ? 0 : 20);
+    Attention& op = std::get<Attention>(b.r().ops.back());
+    op.causal = false;
+    if (layer == 0) op.bias = {b.vector(4 * 81), -40, 81, {}};
+    x = b.norm(b.linear(attended, b.matrix({d}, 48), Activation::none, x), false);
+  }
+  for (int layer = 0; layer < 2; layer++) b.op(StoreCross{b.linear(x, b.matrix({48}, d)), layer});
+  b.r().output = b.buffer(d, Rows::R);
+  b.op(Select{b.r().output, x});
+
+  b.begin("step", 2);
+  x = b.buffer(d);
+  b.op(Embed{x, table, -1, 0, 1.0f});
+  for (int layer = 0; layer < 2; layer++) {
+    const int qkv = b.linear(b.norm(x, true), b.matrix({96}, d));
+    x = b.linear(b.attention(qkv, layer, -1), b.matrix({d}, 48), Activation::none, x);
+    const int q = b.linear(b.norm(x, true), b.matrix({48}, d)), found = b.buffer(48);
+    b.op(CrossAttention{found, q, layer, 6, 0.5f});
+    x = b.linear(found, b.matrix({d}, 48), Activation::none, x);
+  }
+  return b.finish(x, table);
 }
 
 // An executor with random weights; the same seed gives the same weights.
@@ -127,7 +203,7 @@ inline std::unique_ptr<Executor> load(Program program, int threads, const Kernel
 // Sequences by name over one cache.
 class Feeder {
  public:
-  explicit Feeder(Executor& executor) : executor_(executor), cache_(executor.kv_shape(), 0) {}
+  explicit Feeder(Executor& executor) : executor_(executor), cache_(executor.routine(0).kv, 0) {}
 
   // The next ids of some sequences; logits of every fed row, [row][vocab].
   std::vector<std::vector<float>> feed(const std::vector<std::pair<std::string, std::vector<int32_t>>>& chunks) {
@@ -148,13 +224,12 @@ class Feeder {
     }
     Batch batch{ids.data(),  positions.data(),       starts.data(),       context.data(),       table.data(),
                 rows.data(), int64_t(chunks.size()), int64_t(ids.size()), int64_t(rows.size()), width};
-    const int64_t ld = executor_.logits_ld();
+    const int64_t ld = executor_.output_ld(0);
     std::vector<float> logits(size_t(ld) * rows.size());
-    executor_.run(batch, cache_, logits.data());
+    executor_.run(0, batch, cache_, nullptr, logits.data());
     std::vector<std::vector<float>> out;
     for (size_t r = 0; r < rows.size(); r++)
-      out.emplace_back(logits.begin() + int64_t(r) * ld,
-                       logits.begin() + int64_t(r) * ld + executor_.program().vocab_size);
+      out.emplace_back(logits.begin() + int64_t(r) * ld, logits.begin() + int64_t(r) * ld + executor_.output_cols(0));
     return out;
   }
   KvCache& cache() { return cache_; }
