@@ -136,3 +136,16 @@ def test_options_of_old_configurations(tmp_path: Path) -> None:
     with pyllm.load(tmp_path) as old, pyllm.load(toy_folder("bart")) as new:
         for source in sources_of("bart"):
             assert old.generate(source).token_ids == new.generate(source).token_ids
+
+
+def test_a_classifier_gives_logits_and_writes_nothing(load: Load) -> None:
+    """BartForSequenceClassification: the decoder reads the text again, the row of its last token is the result."""
+    model, start = load("bart-mnli"), CONFIGS["bart-mnli"]["decoder_start_token_id"]
+    assert model.network.head == "sequence-classification"
+    with np.load(toy_folder("bart-mnli") / "logits.npz") as arrays:
+        for index in range(4):
+            source = arrays[f"source_{index}"].tolist()
+            found = model.logits([start, *source[:-1]], source=source)[-1]
+            np.testing.assert_allclose(found, arrays[f"logits_{index}"], rtol=0, atol=1e-4)
+    with pytest.raises(pyllm.errors.UnsupportedModelError, match="sequence-classification"):
+        model.generate([5, 2], max_new_tokens=3)

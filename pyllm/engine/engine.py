@@ -131,10 +131,10 @@ class Engine:
         return bool(self._groups)
 
     def score(self, ids: Sequence[int], source: Source | None = None) -> NDArray[np.float32]:
-        """Logits of every position of one text: float32 [len(ids), V]."""
-        out = np.empty((len(ids), self._runner.vocab_size), np.float32)
-        at = 0
+        """Outputs of every position of one text: float32 [len(ids), V], or [len(ids), labels] of a classifier."""
+        out, at = np.empty((0, 0), np.float32), 0
         for rows in self.score_rows(ids, source=source):
+            out = np.empty((len(ids), rows.shape[1]), np.float32) if at == 0 else out
             out[at : at + len(rows)] = rows
             at += len(rows)
         return out

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decode.options import GenerationOptions
-from ..errors import InvalidConfigError, InvalidOptionError
+from ..errors import InvalidConfigError, InvalidOptionError, UnsupportedModelError
 from ..tokenization import Detokenizer
 from .captures import Collected, Floats, Layers, Wanted, attention_names, hidden_names, split_wanted
 from .engine import Engine
@@ -50,6 +50,7 @@ class Seq2SeqModel(GeneratingModel):
 
     def stream(self, source: Prompt, **options: Any) -> TextStream:
         """Iterator over pieces of the target, each as soon as it is certain. Options as for `generate`; no beams."""
+        self._check_writes("stream")
         prefix, languages, options = _own(options)
         ids = read_prompt(source, lambda text: self._read(text, languages))
         chosen = self.options(options, languages)
@@ -60,8 +61,8 @@ class Seq2SeqModel(GeneratingModel):
         return TextStream(self._pieces(policy, self._detokenizer(starts[0])))
 
     def logits(self, decoder_ids: Sequence[int], *, source: Prompt) -> NDArray[np.float32]:
-        """One forward pass: float32 [T, V] for decoder_ids (the decoder's input, its start token first) and a source.
-        Raises PromptError, ContextLengthError."""
+        """One forward pass: float32 [T, V] for decoder_ids (the decoder's input, its start token first) and a source;
+        [T, labels] of a classifier. Raises PromptError, ContextLengthError."""
         ids = [int(token) for token in decoder_ids]
         self._check_ids("logits", ids, self.program.vocab_size, self.max_positions)
         with self._session() as engine:
@@ -101,6 +102,7 @@ class Seq2SeqModel(GeneratingModel):
         Targets given as text are tokenized with their special tokens; as ids they are scored as they are. Raises
         PromptError, ContextLengthError, NumericError.
         """
+        self._check_writes("score")
         languages = {"src_lang": src_lang, "tgt_lang": tgt_lang}
         sources, single = read_prompts(source, lambda text: self._read(text, languages))
         targets, single_target = read_prompts(target, lambda text: self._read_target(text, languages))
@@ -143,6 +145,7 @@ class Seq2SeqModel(GeneratingModel):
     ) -> list[Generation]:
         """`generate` for callers that have token ids and checked options. starts: what each decoder begins with, its
         start token included; None: the start token."""
+        self._check_writes("generate")
         for ids in sources:
             self._check_source("generate", ids)
         begun = [[self._start(options)] for _ in sources] if starts is None else list(starts)
@@ -197,6 +200,13 @@ class Seq2SeqModel(GeneratingModel):
         return (
             _Target(self.tokenizer.detokenizer(), prompt_ids) if len(prompt_ids) > 1 else self.tokenizer.detokenizer()
         )
+
+    def _check_writes(self, where: str) -> None:
+        if self.network.head is not None:
+            raise UnsupportedModelError(
+                f"[{where}] the model must write text, this checkpoint has a {self.network.head} head; use the "
+                "text-classification or zero-shot-classification pipeline, or logits()"
+            )
 
     def _check_source(self, where: str, ids: Sequence[int]) -> None:
         assert self.network.encode is not None

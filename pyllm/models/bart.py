@@ -25,7 +25,8 @@ from .sinusoids import interleaved, tensor2tensor
 EPS = 1e-5  # torch.nn.LayerNorm's
 MAX_LABELS = 1 << 20
 MAX_COMPUTED = 1 << 28  # numbers in a computed table of positions
-IGNORED = (r"(encoder|decoder)\.version", r"(classification_head|qa_outputs)\..*")
+HEAD_TENSORS = r"classification_head\..*"
+IGNORED = (r"(encoder|decoder)\.version", r"qa_outputs\..*")
 IGNORED_POSITIONS = (r"(encoder|decoder)\.embed_positions\..*",)
 IGNORED_HEAD = (r"lm_head\.weight", "final_logits_bias")
 
@@ -244,9 +245,10 @@ def _step(c: Config, tables: _Tables) -> Program:
         head = "classification_head"
         h = r.linear("pooled", x, matrix(f"{head}.dense", c.d_model, c.d_model, bias=True), "tanh")
         logits = r.linear("logits", h, matrix(f"{head}.out_proj", c.labels, c.d_model, bias=True))
-        ignored = tuple(pattern for pattern in ignored if head not in pattern) + IGNORED_HEAD
+        ignored += IGNORED_HEAD
     else:
         logits = r.linear("logits", x, tables.head)
+        ignored += (HEAD_TENSORS,)
     return r.finish(logits, ignored=ignored, aliases=tables.aliases, fallbacks=tables.fallbacks)
 
 
