@@ -15,7 +15,6 @@ Parts = tuple[dict[str, bytes], dict[str, Any], dict[str, Any]]
 UNIGRAM = "sentencepiece-unigram-1k/test_sentencepiece.model"
 BPE = "sentencepiece-bpe-1k/test_sentencepiece_bpe.model"
 CONTROL, UNKNOWN = 3, 2  # kinds of pieces in SentencePiece's model file
-M2M100_LANGUAGES = ["de", "en", "fr", "zh"]
 
 
 def real(name: str) -> bytes:

@@ -111,9 +111,11 @@ class Tokenizer:
         pieces, others = Pieces(list(ids)), None if pair_ids is None else Pieces(list(pair_ids))
         return self._template(src_lang, tgt_lang, False).encoding(pieces, others, placed=False)
 
-    def num_special_tokens(self, pair: bool = False) -> int:
+    def num_special_tokens(
+        self, pair: bool = False, *, src_lang: str | None = None, tgt_lang: str | None = None
+    ) -> int:
         """How many special tokens `encode` puts around a text, or around a pair."""
-        return self._template(None, None, False).count(pair)
+        return self._template(src_lang, tgt_lang, False).count(pair)
 
     def _template(self, src_lang: str | None, tgt_lang: str | None, target: bool) -> Template:
         if self._languages is not None:

@@ -63,18 +63,13 @@ class TokenizersBackend:
         return token
 
     def stream(self) -> Stream:
-        if self._make_stream is None:
-            return HeldStream(self._join)
-        return CleanedStream(self._make_stream()) if self._clean_up else self._make_stream()
+        stream = HeldStream(self._core.decoder.decode) if self._make_stream is None else self._make_stream()
+        return CleanedStream(stream) if self._clean_up else stream
 
     def join(self, tokens: list[str]) -> str:
         """The text of tokens, without cleaning up: transformers' convert_tokens_to_string."""
         text: str = " ".join(tokens) if self._core.decoder is None else self._core.decoder.decode(tokens)
         return text
-
-    def _join(self, tokens: list[str]) -> str:
-        text: str = self._core.decoder.decode(tokens)
-        return cleaned(text) if self._clean_up else text
 
 
 def read_tokenizer_json(path: Path, settings: Settings) -> TokenizersBackend:
