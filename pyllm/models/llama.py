@@ -84,7 +84,7 @@ class Config(DecoderConfig):
         rotated = _rotated(fields, shared["model_type"], layers)
 
         def multiplier(name: str, default: float = 1.0) -> float:
-            return fields.number(name, default) if family.multipliers else default
+            return fields.number(name, 1.0) if family.multipliers else default
 
         result = Config(
             **shared,
@@ -97,7 +97,7 @@ class Config(DecoderConfig):
             rotated=rotated,
             rope=rope_from_fields(fields, head_dim, shared["max_position_embeddings"], theta=family.theta),
             embedding_multiplier=multiplier("embedding_multiplier"),
-            attention_multiplier=multiplier("attention_multiplier") if family.multipliers else (head_dim or 1) ** -0.5,
+            attention_multiplier=multiplier("attention_multiplier", (head_dim or 1) ** -0.5),
             residual_multiplier=multiplier("residual_multiplier"),
             logits_scaling=multiplier("logits_scaling"),
         )
