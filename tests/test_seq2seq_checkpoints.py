@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 from stepping_seq2seq import outputs_of
 from toy_seq2seq import CONFIGS
 
+import pyllm
 from pyllm.checkpoint import open_checkpoint
 from pyllm.devices.reference import ReferenceRunner
+from pyllm.engine.encoder_model import EncoderModel
 from pyllm.errors import CheckpointError, InvalidConfigError, UnsupportedModelError
 from pyllm.models import bind, build_network, build_program
 
@@ -155,6 +157,10 @@ def test_an_encoder_by_itself(tmp_path: Path) -> None:
     assert network.kind == "encoder"
     assert network.encode is not None
     assert not any(name.startswith("decoder") for name in bind(network, checkpoint).names())
+    with pyllm.load(folder, device="reference") as model, np.load(toy_folder("t5") / "logits.npz") as arrays:
+        assert isinstance(model, EncoderModel)
+        rows = model.encode(arrays["source_3"].tolist())
+        np.testing.assert_allclose(rows, arrays["encoded_3"], rtol=0, atol=1e-4)
 
 
 def test_tables_are_shared_by_both_programs() -> None:

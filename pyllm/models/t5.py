@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from .blocks import ACTIVATIONS, joined, matrix, table, vector
 from .fields import MAX_LAYERS, Fields
 
 POSITIONS = 1 << 20  # distances have no end, so this is a bound for lengths and nothing else
-MAX_BUCKETS = 1 << 16
+MAX_BUCKETS = 1 << 12
 EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of `shared` in old checkpoints
 # Old checkpoints hold a table for cross-attention that nothing reads; other classes' heads.
 IGNORED = (
@@ -205,6 +206,7 @@ def _bias(c: Config, stack: str, layer: int) -> RelativeBias:
     return RelativeBias(source, found, -c.relative_attention_max_distance)
 
 
+@lru_cache(maxsize=8)  # every layer of a stack asks for the same
 def buckets(num_buckets: int, max_distance: int, *, bidirectional: bool) -> tuple[int, ...]:
     """Bucket of each distance key - query from -max_distance on: to 0, or to max_distance when bidirectional. Beyond,
     they stay what they are at the ends. Raffel et al. 2020, section 2.1, in the float32 steps of transformers."""
