@@ -31,12 +31,14 @@ class Fields:
         self._config = dict(config)
         self._invalid: list[str] = []
         self._unsupported: list[str] = []
+        self._written: dict[str, str] = {}  # name asked for -> as the file has it
         for other, name in (also or {}).items():
             value, own = config.get(other), self._config.get(name)
             if value is not None and own is not None and value != own:
                 self.invalid(f"{other} and {name} are the same field, got {value!r} and {own!r}")
             if value is not None:
                 self._config[name] = value
+                self._written[name] = other
         if config.get("quantization_config") is not None:
             method = config["quantization_config"]
             method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
@@ -55,7 +57,7 @@ class Fields:
         values = self._get(name, [])
         if isinstance(values, list) and all(type(value) is int and 0 <= value < below for value in values):
             return tuple(values)
-        self.invalid(f"{name} must be a list of whole numbers from 0 to {below - 1}, got {values!r:.80}")
+        self.invalid(f"{self._name(name)} must be a list of whole numbers from 0 to {below - 1}, got {values!r:.80}")
         return ()
 
     def integer(self, name: str, default: Any = _MISSING, *, low: int = 1, high: int = LARGEST) -> int:
@@ -63,7 +65,7 @@ class Fields:
         value = self._get(name, default)
         if value is None or (type(value) is int and low <= value <= high):
             return value or 0
-        self.invalid(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        self.invalid(f"{self._name(name)} must be a whole number from {low} to {high}, got {value!r}")
         return 0
 
     def heads(self, width: str, heads: str) -> tuple[int, int, int]:
@@ -92,7 +94,7 @@ class Fields:
         value = self._get(name, default)
         if value is None or is_number(value):
             return float(value or 0.0)
-        self.invalid(f"{name} must be a number > 0, got {value!r}")
+        self.invalid(f"{self._name(name)} must be a number > 0, got {value!r}")
         return 0.0
 
     def flag(self, name: str, default: bool) -> bool:
@@ -100,7 +102,7 @@ class Fields:
         value = self._get(name, default)
         if value is None or isinstance(value, bool):
             return default if value is None else value
-        self.invalid(f"{name} must be true or false, got {value!r}")
+        self.invalid(f"{self._name(name)} must be true or false, got {value!r}")
         return False
 
     def choice(self, name: str, default: str, known: Mapping[str, Any]) -> Any:
@@ -109,9 +111,9 @@ class Fields:
         if isinstance(value, str) and value in known:
             return known[value]
         if isinstance(value, str):
-            self.unsupported(f"{name} {value!r} (supported: {', '.join(known)})")
+            self.unsupported(f"{self._name(name)} {value!r} (supported: {', '.join(known)})")
         else:
-            self.invalid(f"{name} must be a text, got {value!r}")
+            self.invalid(f"{self._name(name)} must be a text, got {value!r}")
         return known[default]
 
     def invalid(self, problem: str) -> None:
@@ -131,6 +133,10 @@ class Fields:
             raise UnsupportedModelError(
                 f"[config.json] a {self.raw('model_type')} model must do without: {listed}. Use another checkpoint"
             )
+
+    def _name(self, name: str) -> str:
+        """The field as the file calls it."""
+        return self._written.get(name, name)
 
     def _get(self, name: str, default: Any) -> Any:
         value = self._config.get(name)
