@@ -18,6 +18,7 @@ from tokenizer_folders import BPE, FAMILIES, UNIGRAM, real, t5_model, write_fold
 
 from pyllm.errors import TokenizerError
 from pyllm.tokenization import Tokenizer, check_vocabulary, load_tokenizer
+from pyllm.tokenization.text_streams import CleanedStream, cleaned
 
 SPELLED = [
     *SPECIAL,
@@ -224,6 +225,50 @@ def test_translations_come_word_by_word(load: Any) -> None:
     out = [detokenizer.push(id) for id in ids]
     assert sum(map(bool, out)) > 3
     assert "".join([*out, detokenizer.finish()]) == tokenizer.decode(ids) == "Um exemplo, por favor."
+
+
+class Letters:
+    """A stream whose tokens are their own text."""
+
+    def push(self, token: str) -> str:
+        return token
+
+    def mark(self) -> None:
+        pass
+
+    def finish(self) -> str:
+        return ""
+
+
+def test_cleaned_streams_equal_cleaned_texts() -> None:
+    """However the text is cut, with and without a prompt, and a text with words does not wait for its end."""
+    rng = random.Random(4)
+    for _ in range(3000):
+        text = "".join(rng.choice(" .,?!'ntmsverab  ") for _ in range(rng.randint(0, 30)))
+        cuts = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randint(0, 6)))
+        parts = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        stream = CleanedStream(Letters())
+        assert "".join([*map(stream.push, parts), stream.finish()]) == cleaned(text), parts
+        stream = CleanedStream(Letters())
+        stream.push(parts[0])
+        stream.mark()
+        rest = "".join([*map(stream.push, parts[1:]), stream.finish()])
+        assert rest == cleaned(text)[len(cleaned(parts[0])) :], parts
+    stream = CleanedStream(Letters())
+    assert [stream.push(word) for word in ("a", " dog", " .", " It", " is")] == ["", "a", " dog", ".", " It"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cleaning_up_equals_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    files, config, model = FAMILIES["xlm-roberta"]()
+    folder = write_folder(tmp_path, (files, {**config, "clean_up_tokenization_spaces": True}, model))
+    tokenizer, oracle = load_tokenizer(folder, model), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("It is n't , he 's said . Is it ? 'm 've", "a ' b ' c !", *random_texts(50, seed=3)):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == oracle.decode(ids, skip_special_tokens=True) == pieces(tokenizer, ids)
+        bare = pieces(tokenizer, ids, clean_up_tokenization_spaces=False)
+        assert bare == oracle.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def test_masks_swallow_the_space_before_them(load: Any) -> None:
