@@ -20,6 +20,7 @@ ROOMS = (
     "decode",
     "engine",
     "pipelines",
+    "verify",
     "cli",
 )
 EXTENSIONS = {"_C"}  # compiled, imports nothing of pyllm

@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": "encoders",
     "score": "score",
     "inspect": "inspect",
+    "verify": "verify",
     "doctor": "doctor",
 }
 
