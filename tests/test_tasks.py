@@ -137,6 +137,20 @@ def test_batches_change_nothing(pipe: Callable[..., Any]) -> None:
         assert list(task_pipe(iter(texts), batch_size=2, num_workers=0, padding=True)) == wanted
 
 
+def test_rows_that_are_wanted_are_those_of_the_whole(load: Load) -> None:
+    model = load("bert", "masked-lm")
+    texts = [model.tokenizer.encode(text) for text in ("a small cat", "the water is blue and old")]
+    whole = model.forward(texts)
+    some = model.forward(texts, rows=[[1], [0, 2, 6]])
+    np.testing.assert_array_equal(some[0], whole[0][[1]])
+    np.testing.assert_array_equal(some[1], whole[1][[0, 2, 6]])
+    for rows in ([[1]], [[1], []], [[0], [8]], [[0], [-1]], [[0], [2, 1]]):
+        with pytest.raises(PromptError, match="rows must be some of each text's tokens, ascending"):
+            model.forward(texts, rows=rows)
+    with pytest.raises(InvalidOptionError, match="rows are those of a head"):
+        load("bert", "sentiment").forward(texts, rows=[[0], [0]])
+
+
 def test_question_answering_takes_every_form_of_input(pipe: Callable[..., Any]) -> None:
     class Example:
         question_text, context_text = QUESTION["question"], QUESTION["context"]

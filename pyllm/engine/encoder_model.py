@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -22,7 +23,7 @@ from .captures import Layers, attention_names, hidden_names
 from .model import Model
 from .pooling import Sentences, chosen_modes, read_sentences, unit
 from .prompts import Prompt, Prompts, read_prompt, read_prompts
-from .sources import encode_batches
+from .sources import Wanted, encode_batches
 
 Floats = NDArray[np.float32]
 
@@ -55,12 +56,14 @@ class EncoderModel(Model):
         type_ids: Sequence[Sequence[int]] | None = None,
         *,
         output: str = "head",
+        rows: Sequence[Sequence[int]] | None = None,
         capture: Capture | None = None,
     ) -> list[Floats]:
         """Runs texts given as token ids; float32 arrays in their order.
 
         output: "head": the head's logits, [T, n] for each text ([n] for sequence-classification), or "hidden": the
         last hidden state [T, D]. type_ids: token types of each token; a model with fewer than two types ignores them.
+        rows: of the head's rows those wanted of each text, ascending, at least one (only they are computed); None: all.
         capture: gets the rows of all texts joined, and the attention weights of each.
         Raises PromptError, ContextLengthError, NumericError, and UnsupportedModelError for a head that is not there.
         """
@@ -73,13 +76,15 @@ class EncoderModel(Model):
             )
         self._check_texts(ids)
         types = self._checked_types(ids, type_ids)
+        if rows is not None:
+            self._check_rows(ids, rows, output)
         if self.head is None or output == "head":
-            wanted = "first" if self.head == "sequence-classification" else "all"
-            results = [row for rows in self._steps(ids, types, wanted, capture) for row in rows]
+            wanted: Wanted = "first" if self.head == "sequence-classification" else "all" if rows is None else rows
+            results = [row for each in self._steps(ids, types, wanted, capture) for row in each]
             results = [row[0] for row in results] if wanted == "first" else results
         else:
             last = self.program.hidden[-1]
-            results = [row for rows in self._steps(ids, types, "none", capture, last) for row in rows]
+            results = [row for each in self._steps(ids, types, "none", capture, last) for row in each]
         wrong = [str(index) for index, rows in enumerate(results) if np.isnan(rows).any()]
         if wrong:
             raise NumericError(
@@ -179,7 +184,7 @@ class EncoderModel(Model):
         self,
         ids: Sequence[Sequence[int]],
         types: Sequence[Sequence[int]] | None,
-        wanted: str,
+        wanted: Wanted,
         capture: Capture | None,
         buffer: str | None = None,
     ) -> Iterator[list[Floats]]:
@@ -220,6 +225,16 @@ class EncoderModel(Model):
         """Raises everything that is wrong with any text, at once."""
         problems = [self._problem(text) for text in ids]
         _raise_all([(index, error) for index, error in enumerate(problems) if error is not None], len(ids))
+
+    def _check_rows(self, ids: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], output: str) -> None:
+        if output != "head" or self.head in (None, "sequence-classification"):
+            raise InvalidOptionError("[forward] rows are those of a head with an output for each token; leave it out")
+        fitting = len(rows) == len(ids) and all(
+            each and each[0] >= 0 and each[-1] < len(text) and all(a < b for a, b in pairwise(each))
+            for each, text in zip(rows, ids, strict=True)
+        )
+        if not fitting:
+            raise PromptError("[forward] rows must be some of each text's tokens, ascending; correct them")
 
     def _problem(self, text: Sequence[int]) -> PromptError | None:
         try:

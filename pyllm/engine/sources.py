@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from ..program.batch import BLOCK_TOKENS, Batch, Capture, KvCache, Runner
 
+Wanted = str | Sequence[Sequence[int]]
+
 ROWS_PER_ENCODE = 2048  # rows of one encoder step, unless a single source is longer
 
 
@@ -28,13 +30,14 @@ def encode_batches(
     *,
     cross: KvCache | None = None,
     type_ids: Sequence[Sequence[int]] | None = None,
-    wanted: str = "none",
+    wanted: Wanted = "none",
     capture: Capture | None = None,
     rows_per_step: int = ROWS_PER_ENCODE,
 ) -> Iterator[tuple[list[NDArray[np.float32]], list[Source]]]:
     """Runs the `encode` program over texts (token ids, at least one each), as many together as fit a step.
 
-    wanted: rows of the output: "none", "all", "first" (of each text). cross: where keys and values for a decoder go.
+    wanted: rows of the output: "none", "all", "first" (of each text), or a list of rows for each text. cross: where
+    keys and values for a decoder go.
     Yields for each step the outputs float32 [rows, n] of its texts (copies) and their sources, which the receiver
     releases (`release`). A text's results do not depend on its neighbours.
     """
@@ -50,7 +53,8 @@ def encode_batches(
                 if cross is not None:
                     sources.append(Source(len(text)))
                     _allocate(cross, sources[-1].blocks, len(text))
-            batch = _batch(some, own, sources, types, wanted)
+            rows = _rows(some, wanted if isinstance(wanted, str) else wanted[begin:end])
+            batch = _batch(some, own, sources, types, rows)
             output = runner.run(batch, cache, program="encode", cross=cross, capture=capture)
         except BaseException:
             for source in sources:
@@ -60,7 +64,7 @@ def encode_batches(
             for blocks in own:
                 for block in blocks:
                     cache.release(block)
-        yield _split(output, some, wanted), sources
+        yield _split(output, rows), sources
 
 
 def release(cross: KvCache | None, source: Source) -> None:
@@ -92,18 +96,18 @@ def _batch(
     own: list[list[int]],
     sources: list[Source],
     types: Sequence[Sequence[int]] | None,
-    wanted: str,
+    rows: Sequence[Sequence[int]],
 ) -> Batch:
     lengths = np.array([len(text) for text in texts], np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    rows = {"none": starts[:0], "first": starts[:-1], "all": np.arange(starts[-1], dtype=np.int32)}[wanted]
+    wanted = [begin + np.asarray(each, np.int32) for begin, each in zip(starts[:-1], rows, strict=True)]
     return Batch(
         ids=np.concatenate([np.asarray(text, np.int32) for text in texts]),
         positions=np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
         starts=starts,
         context=lengths,
         block_table=block_table(own),
-        logit_rows=np.ascontiguousarray(rows),
+        logit_rows=np.concatenate(wanted),
         token_types=None if types is None else np.concatenate([np.asarray(each, np.int32) for each in types]),
         cross_table=block_table([source.blocks for source in sources]) if sources else None,
         cross_context=lengths if sources else None,
@@ -118,9 +122,18 @@ def block_table(blocks: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     return table
 
 
-def _split(output: NDArray[np.float32], texts: Sequence[Sequence[int]], wanted: str) -> list[NDArray[np.float32]]:
-    if wanted == "none":
+def _rows(texts: Sequence[Sequence[int]], wanted: Wanted) -> Sequence[Sequence[int]]:
+    """The rows of each text's output."""
+    if not isinstance(wanted, str):
+        return wanted
+    if wanted == "all":
+        return [range(len(text)) for text in texts]
+    return [range(wanted == "first")] * len(texts)
+
+
+def _split(output: NDArray[np.float32], rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    if not any(rows):
         return []
-    lengths = [1 if wanted == "first" else len(text) for text in texts]
+    lengths = [len(each) for each in rows]
     ends = np.cumsum(lengths)
     return [output[end - length : end].copy() for length, end in zip(lengths, ends, strict=True)]

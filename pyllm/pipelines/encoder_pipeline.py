@@ -53,12 +53,14 @@ class EncoderPipeline(TaskPipeline[Item]):
             yield self._finish(each, [next(outputs) for _ in each.encodings], settings)
 
     def _forward(self, encodings: Sequence[Encoding]) -> list[Floats]:
-        outputs: list[Floats] = self.model.forward(
-            [encoding.ids for encoding in encodings],
-            [encoding.type_ids for encoding in encodings],
-            output=self.OUTPUT,
-        )
+        ids = [encoding.ids for encoding in encodings]
+        types = [encoding.type_ids for encoding in encodings]
+        outputs: list[Floats] = self.model.forward(ids, types, output=self.OUTPUT, rows=self._rows(encodings))
         return outputs
+
+    def _rows(self, encodings: Sequence[Encoding]) -> list[list[int]] | None:
+        """The tokens of each encoding whose outputs are wanted; None: all."""
+        return None
 
     def _limit(self, settings: Settings) -> int:
         """Most tokens of one encoding. Raises InvalidOptionError for a max_length beyond the model's."""

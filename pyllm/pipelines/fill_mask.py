@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..errors import InvalidOptionError, PromptError, UnsupportedModelError
+from ..tokenization.encoding import Encoding
 from . import labels, task_options
 from .encoder_pipeline import EncoderPipeline, Floats, Prepared
 from .task_options import Settings, Table
 from .task_pipeline import Record, with_cut
 
 
-@dataclass(frozen=True)
-class Masked:
-    """A text, and where its masks are among its tokens (known once it is tokenized)."""
-
-    text: str
-    places: tuple[int, ...] = ()
-
-
-class FillMaskPipeline(EncoderPipeline[Masked]):
+class FillMaskPipeline(EncoderPipeline[str]):
     """`unmasker("The [MASK] of France.") -> [{"score": 0.9, "token": 3007, "token_str": "capital", ...}, ...]`"""
 
     task = "fill-mask"
     HEAD = "masked-lm"
-    AT_ONCE = 4  # logits are large
     OPTIONS: ClassVar[Table] = {
         **task_options.COMMON,
         **task_options.CUTTING,
@@ -63,25 +54,30 @@ class FillMaskPipeline(EncoderPipeline[Masked]):
             settings["targets"] = self._target_ids([targets] if isinstance(targets, str) else targets)
         return settings
 
-    def _read(self, given: Any) -> Masked:
-        return Masked(self._text(given))
+    def _read(self, given: Any) -> str:
+        return self._text(given)
 
-    def _prepare(self, item: Masked, settings: Settings) -> Prepared[Masked]:
-        fitted = self._fit(item.text, None, settings)
-        mask = self.tokenizer.mask_token_id
-        places = tuple(at for at, id in enumerate(fitted.encoding.ids) if id == mask)
-        if not places:
+    def _prepare(self, item: str, settings: Settings) -> Prepared[str]:
+        fitted = self._fit(item, None, settings)
+        if self.tokenizer.mask_token_id not in fitted.encoding.ids:
             raise PromptError(
-                f"[fill-mask] a text must have a mask, got none in {item.text!r:.60}; put {self.tokenizer.mask_token} "
-                "where a token is wanted"
+                f"[fill-mask] a text must have a mask, got none in {item!r:.60}; put {self.tokenizer.mask_token} where "
+                "a token is wanted"
             )
-        return Prepared(Masked(item.text, places), [fitted.encoding], fitted.cut)
+        return Prepared(item, [fitted.encoding], fitted.cut)
 
-    def _finish(self, prepared: Prepared[Masked], outputs: Sequence[Floats], settings: Settings) -> Any:
-        places = prepared.item.places
-        ids = prepared.encodings[0].ids
-        found = [self._filled(ids, at, outputs[0][at], len(places) == 1, prepared.cut, settings) for at in places]
-        return found[0] if len(found) == 1 else found
+    def _rows(self, encodings: Sequence[Encoding]) -> list[list[int]]:
+        mask = self.tokenizer.mask_token_id
+        return [[at for at, id in enumerate(encoding.ids) if id == mask] for encoding in encodings]
+
+    def _finish(self, prepared: Prepared[str], outputs: Sequence[Floats], settings: Settings) -> Any:
+        (places,) = self._rows(prepared.encodings)
+        ids, single = prepared.encodings[0].ids, len(places) == 1
+        found = [
+            self._filled(ids, at, logits, single, prepared.cut, settings)
+            for at, logits in zip(places, outputs[0], strict=True)
+        ]
+        return found[0] if single else found
 
     def _filled(
         self, ids: list[int], place: int, logits: Floats, skip: bool, cut: int, settings: Settings
