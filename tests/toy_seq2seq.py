@@ -190,7 +190,7 @@ SEARCH_MODELS = ("t5", "bart", "marian", "m2m_100")
 GENERATING = tuple(name for name in CONFIGS if name != "bart-mnli")
 
 # Random weights whose text stands still or rests on rounding are drawn again.
-SEEDS: dict[str, int] = {"t5": 4, "bart": 5, "m2m_100": 3}
+SEEDS: dict[str, int] = {"t5": 4, "t5-v1.1": 3, "umt5": 4, "bart": 5, "m2m_100": 3}
 
 # What the Hub's generation_config.json files say beside the special tokens.
 GENERATION: dict[str, dict[str, Any]] = {
