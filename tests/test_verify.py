@@ -189,7 +189,7 @@ def test_near_ties_agree_and_say_so() -> None:
     assert verdicts(strict) == {"greedy": "fail"}
     assert "token 5 is" in strict.checks[0].rows[0].detail
     assert verdicts(loose) == {"greedy": "pass"}
-    assert loose.checks[0].note == "1 near ties"
+    assert loose.checks[0].note == "1 near tie"
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def compare(model: Model, reference: Reference, tolerance: float) -> list[Check]
     checks += [Check(name, note=reason) for name, reason in reference.missing.items()]
     outputs: dict[str, list[Row]] = {}
     for number, each in enumerate(reference.passes, 1):
-        for name, row in _outputs(model, each, f"input {number}, {each.length} tokens", tolerance).items():
+        for name, row in _outputs(model, each, f"input {number}, {_tokens(each.length)}", tolerance).items():
             outputs.setdefault(NAMES[name], []).append(row)
     checks += [Check(name, rows, _worst(rows, name in ("logits", "head"))) for name, rows in outputs.items()]
     if isinstance(model, GeneratingModel):
@@ -53,6 +53,10 @@ def compare(model: Model, reference: Reference, tolerance: float) -> list[Check]
     return [check for check in checks if check.rows or check.note]
 
 
+def _tokens(count: int) -> str:
+    return f"{count} token" + ("s" if count != 1 else "")
+
+
 def _is_greedy(case: Case) -> bool:
     return bool(case.options.get("num_beams", 1) == 1)
 
@@ -60,7 +64,7 @@ def _is_greedy(case: Case) -> bool:
 def _ties(rows: Sequence[Row]) -> str:
     """How many rows agree but for choices that rounding makes."""
     count = sum(row.verdict == PASS and bool(row.detail) for row in rows)
-    return f"{count} near ties" if count else ""
+    return f"{count} near tie" + ("s" if count != 1 else "") if count else ""
 
 
 def _tokenization(model: Model, reference: Reference) -> list[Row]:

@@ -40,6 +40,7 @@ td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
   border: 1px solid; font-size: 13px; font-weight: 600; }
 .pass .pill, .pill.pass { color: var(--good); } .fail .pill, .pill.fail { color: var(--bad); }
 .pill.skipped { color: var(--none); }
+table.rows { margin-top: 10px; } table.rows td:first-child { width: 90px; } table.rows td:nth-child(2) { width: 36%; }
 .note { color: var(--soft); font-weight: 400; font-size: 14px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 10px 18px; }
 figure { margin: 0; } figcaption { font-size: 13px; color: var(--soft); margin: 0 0 2px; }
@@ -51,6 +52,7 @@ svg { width: 100%; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; color: var(--soft); margin: 6px 0 0; }
 .legend i { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px;
   vertical-align: middle; }
+.legend i.dashed { height: 0; border-top: 2px dashed var(--limit); border-radius: 0; }
 details { margin-top: 10px; } summary { cursor: pointer; color: var(--soft); font-size: 14px; }
 """
 SHOWN_LINES = 6  # inputs in one plot
@@ -102,7 +104,7 @@ def _rows(rows: Sequence[Row]) -> str:
         f'<td class="text">{escape(row.detail or _numbers(row.difference))}</td></tr>'
         for row in rows
     )
-    return f"<table>{cells}</table>"
+    return f'<table class="rows">{cells}</table>'
 
 
 def _numbers(difference: Difference | None) -> str:
@@ -132,5 +134,5 @@ def _plots(check: Check, tolerance: float) -> str:
         ("Differences beside the reference\u2019s values", plots.scatter(points, limit)),
     )
     drawn = "".join(f"<figure><figcaption>{title}</figcaption>{plot}</figure>" for title, plot in figures)
-    dashed = f'<span><i style="background:var(--limit)"></i>agrees up to {limit:.1e}</span>'
+    dashed = f'<span><i class="dashed"></i>agrees up to {limit:.1e}</span>'
     return f'<div class="plots">{drawn}</div><p class="legend">{legend}{dashed}</p>'
