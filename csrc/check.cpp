@@ -205,6 +205,18 @@ class Checker {
       require(bias.slopes.empty() && bias.span > 0 && bias.span < kMost && std::abs(bias.first) < kMost &&
                   p_.vectors[size_t(bias.table)] == o.num_heads * bias.span,
               "attention: the table of biases must be [num_heads, span]");
+    if (bias.by_content()) {
+      const auto inside = [&](const std::vector<int>& index) {
+        return !index.empty() &&
+               std::all_of(index.begin(), index.end(), [&](int i) { return 0 <= i && i < bias.span; });
+      };
+      require(bias.table < 0 && bias.slopes.empty() && !o.causal && bias.span > 0 && bias.span < kMost &&
+                  std::abs(bias.first) < kMost && inside(bias.c2p_index) && inside(bias.p2c_index) &&
+                  bias.c2p_index.size() == bias.p2c_index.size(),
+              "attention: a bias by content needs two lists of as many indices below its span");
+      for (int id : {bias.c2p, bias.p2c})
+        require(id < 0 || is_tokens(id, o.num_heads * bias.span), "attention: a bias by content is [T, heads * span]");
+    }
     spent_[size_t(o.qkv)] = o.rope >= 0;
     if (o.rope >= 0)
       require(buffer(o.rope).rows == Rows::T && buffer(o.rope).cols <= kv.head_dim && buffer(o.rope).cols % 2 == 0,

@@ -137,7 +137,7 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
                                   std::max(sizes.experts, page_up(Worker::expert_scratch(program_, o, kernels_, rows)));
                             },
                             [&](const Attention& o) {
-                              if (o.bias.table >= 0 || !o.bias.slopes.empty())
+                              if (o.bias.any())
                                 sizes.bias = page_up(size_t(kAttendRows * round_up(keys, 16)) * sizeof(float));
                             },
                             [](const auto&) {}},

@@ -156,7 +156,7 @@ class Lowering {
   void lower(const HeadNorm& o) { add(phase(), {{o.x, false, true}, {o.out, true, true}}); }
   void lower(const Attention& o) {
     Touches touches = {{o.qkv, true, false}, {o.out, true, false}, {Sequencer::cache(o.layer), true, false}};
-    read_whole(touches, o.rope);
+    for (int id : {o.rope, o.bias.c2p, o.bias.p2c}) read_whole(touches, id);
     add(counted(), touches);
   }
   void lower(const StoreCross& o) { add(phase(), {{o.kv, false, false}, {Sequencer::cross(o.layer), true, false}}); }

@@ -33,7 +33,7 @@ std::vector<int> reads(const Op& op) {
                               return Ids{o.x, o.router, o.residual};
                             },
                             [](const Attention& o) {
-                              return Ids{o.qkv, o.rope};
+                              return Ids{o.qkv, o.rope, o.bias.c2p, o.bias.p2c};
                             },
                             [](const StoreCross& o) { return Ids{o.kv}; },
                             [](const CrossAttention& o) { return Ids{o.q}; }, [](const Select& o) { return Ids{o.x}; }},

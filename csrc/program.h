@@ -73,11 +73,18 @@ struct Experts {
   int residual;
   int hidden;  // a buffer that nothing else uses: expert_columns() wide
 };
-// What is added to attention scores, by the distance d = key - query.
+// What is added to attention scores, by the distance d = key - query: one of three.
 struct ScoreBias {
   int table = -1;  // vector [num_heads, span]: table[head][clamp(d - first, 0, span - 1)]
   int64_t first = 0, span = 0;
-  std::vector<float> slopes;  // slopes[head] * d
+  std::vector<float> slopes = {};  // slopes[head] * d
+  // Buffers [T, num_heads * span] or -1: c2p[query][head][c2p_index[i]] + p2c[key][head][p2c_index[i]] with
+  // i = clamp(d - first, 0, indices - 1).
+  int c2p = -1, p2c = -1;
+  std::vector<int> c2p_index = {}, p2c_index = {};
+
+  bool by_content() const { return c2p >= 0 || p2c >= 0; }
+  bool any() const { return table >= 0 || !slopes.empty() || by_content(); }
 };
 struct Attention {
   int out, qkv, layer, num_heads, rope;

@@ -86,8 +86,7 @@ void Worker::attend(const Attention& o, int op, int head, const AttendTask& task
   a.softcap = o.softcap;
   a.blocks = s_.step.blocks(task.sequence);
   a.block_offset = r_.kv.offset(o.layer, head);
-  const bool biased = o.bias.table >= 0 || !o.bias.slopes.empty();
-  attend_vectors(a, o.num_heads, o.qkv, o.out, op, head, task, biased ? &o.bias : nullptr, b_.context);
+  attend_vectors(a, o.num_heads, o.qkv, o.out, op, head, task, o.bias.any() ? &o.bias : nullptr, b_.context);
 }
 
 void Worker::apply(const CrossAttention& o, const Phase& phase) {
@@ -129,7 +128,8 @@ void Worker::attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op
     queries[i] = row(q, r) + query_head * a.head_dim;
     outputs[i] = row(out, r) + query_head * a.head_dim;
     if (query_head == num_heads - 1) clear_padding(out, row(out, r));
-    if (bias) add_bias(*bias, a, i, query_head, b_.positions[r], biases);
+    if (bias && bias->by_content()) biases[i] = content_bias(*bias, a, i, query_head, r);
+    else if (bias) add_bias(*bias, a, i, query_head, b_.positions[r], biases);
     if (!wanted) continue;
     while (b_.starts[sequence + 1] <= r) sequence++;  // a task of cross-attention may span sequences
     const int64_t rows = b_.starts[sequence + 1] - b_.starts[sequence];
@@ -140,6 +140,21 @@ void Worker::attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op
   a.bias = bias ? biases : nullptr;
   a.weights = wanted ? weights : nullptr;
   k_.attend(a, work_);
+}
+
+// The row of biases by content of one query vector, in row r of the step, which holds its whole sequence.
+const float* Worker::content_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int r) const {
+  float* filled = bias_ + vector * round_up(a.num_keys, 16);
+  const int64_t position = b_.positions[r], last = int64_t(bias.c2p_index.size()) - 1;
+  const int64_t column = query_head * bias.span;
+  const int key0 = r - int(position);  // row of the sequence's first token
+  const float* c2p = bias.c2p >= 0 ? row(bias.c2p, r) + column : nullptr;
+  for (int64_t key = 0; key < a.num_keys; key++) {
+    const size_t i = size_t(std::clamp(key - position - bias.first, int64_t(0), last));
+    const float sum = c2p ? c2p[bias.c2p_index[i]] : 0.0f;
+    filled[key] = bias.p2c >= 0 ? sum + row(bias.p2c, key0 + int(key))[column + bias.p2c_index[i]] : sum;
+  }
+  return filled;
 }
 
 // The row of biases of one query vector: num_keys floats, in the table itself where it covers all their distances.

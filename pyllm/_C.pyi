@@ -72,6 +72,10 @@ class Program:
         bias_first: int,
         bias_span: int,
         slopes: list[float],
+        c2p: int = ...,
+        p2c: int = ...,
+        c2p_index: list[int] = ...,
+        p2c_index: list[int] = ...,
     ) -> None: ...
     def store_cross(self, kv: int, layer: int) -> None: ...
     def cross_attention(self, out: int, q: int, layer: int, num_heads: int, scale: float) -> None: ...
@@ -146,6 +150,8 @@ def matmul(
     w: PackedMatrix,
     activation: str,
     residual: Floats | None,
+    scale: float,
+    softcap: float,
     isa: str | None = None,
     num_threads: int | None = None,
 ) -> Floats: ...
@@ -157,6 +163,7 @@ def attention(
     scale: float,
     window: int,
     softcap: float,
+    bias: Floats | None,
     dtype: str,
     isa: str | None = None,
     num_threads: int | None = None,

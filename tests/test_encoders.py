@@ -23,6 +23,7 @@ from pyllm.checkpoint import open_checkpoint
 from pyllm.devices.reference import ReferenceRunner
 from pyllm.engine.encoder_model import EncoderModel
 from pyllm.models import bind, build_network, network_of
+from pyllm.models.deberta import distance_index
 from pyllm.models.mpnet import buckets
 from pyllm.program.batch import Capture
 
@@ -36,7 +37,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # Toys with a golden listing: one for each model_type, and one with a mean.
 LISTED = (
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "albert", "electra", "mpnet", "modernbert"),
-    "modernbert-classify",
+    *("deberta-v2", "modernbert-classify"),
 )
 
 Text = tuple[list[int], list[int]]
@@ -155,6 +156,21 @@ def test_mpnet_buckets_equal_those_of_transformers() -> None:
     assert found.tolist() == encoder.relative_position_bucket(distances).tolist()
 
 
+@pytest.mark.parametrize(
+    ("positions", "buckets", "longest"), [(512, 256, 512), (64, 16, 64), (100, 32, 100), (64, -1, 20)]
+)
+def test_deberta_distances_equal_those_of_transformers(positions: int, buckets: int, longest: int) -> None:
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2")
+    rows = torch.zeros(1, positions, 1)
+    relative = theirs.build_relative_position(rows, rows, buckets, longest)[0]
+    span = buckets if buckets > 0 else longest
+    expected = torch.clamp(relative + span, 0, 2 * span - 1)
+    found = np.array(distance_index(positions, buckets, longest))
+    place = np.arange(positions)[None, :] - np.arange(positions)[:, None] + positions - 1
+    np.testing.assert_array_equal(found[place], expected.numpy())
+
+
 def rewritten(folder: Path, name: str, rename: Any, config: dict[str, Any] | None = None) -> Path:
     """A copy of a toy's folder whose tensors are what `rename(dict of tensors)` makes of them; float32 ones only."""
     assert STORED_DTYPE.get(name, "float32") == "float32"
@@ -244,6 +260,8 @@ LIES: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "buckets": ("mpnet", {"relative_attention_num_buckets": 8}, errors.InvalidConfigError, "from 32 to"),
     "pooling": ("modernbert", {"classifier_pooling": "max"}, errors.UnsupportedModelError, "classifier_pooling 'max'"),
     "layers": ("modernbert", {"layer_types": ["full"]}, errors.InvalidConfigError, "layer_types must list"),
+    "convolution": ("deberta-v2", {"conv_kernel_size": 3}, errors.UnsupportedModelError, "a convolution"),
+    "terms": ("deberta-v2", {"pos_att_type": "c2p|p2p"}, errors.UnsupportedModelError, "pos_att_type 'c2p|p2p'"),
     "dim": ("distilbert", {"dim": 25}, errors.InvalidConfigError, "dim must be a multiple of n_heads"),
 }  # fmt: skip
 

@@ -110,6 +110,33 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "sep_token_id": 2,
     },
 }
+_DEBERTA: dict[str, Any] = {
+    **_BERT,
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": "p2c|c2p",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
+}
+ENCODERS["deberta-v2"] = {**_DEBERTA, "architectures": ["DebertaV2ForMaskedLM"]}
+ENCODERS["deberta-v2-classify"] = {
+    **_DEBERTA,
+    "architectures": ["DebertaV2ForSequenceClassification"],
+    "position_buckets": -1,
+    "max_relative_positions": 20,
+    "norm_rel_ebd": "none",
+    "share_att_key": False,
+    "pos_att_type": ["c2p"],
+    "position_biased_input": True,
+    "type_vocab_size": 2,
+    "embedding_size": 20,
+    "pooler_hidden_act": "tanh",
+}
 ENCODERS["distilbert-classify"] = {
     **ENCODERS["distilbert"],
     "architectures": ["DistilBertForSequenceClassification"],
@@ -151,6 +178,7 @@ STORED_DTYPE: dict[str, str] = {
     "electra-classify": "bfloat16",
     "distilbert-classify": "float16",
     "albert": "bfloat16",
+    "deberta-v2-classify": "bfloat16",
     "albert-classify": "float16",
     "mpnet": "bfloat16",
     "mpnet-classify": "bfloat16",

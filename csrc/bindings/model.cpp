@@ -93,7 +93,7 @@ void bind_ops_of(py::class_<Program>& program) {
           "attention",
           [](Program& p, int out, int qkv, int layer, int num_heads, int rope, float scale, bool interleaved,
              int64_t window, float softcap, bool causal, int bias, int64_t bias_first, int64_t bias_span,
-             std::vector<float> slopes) {
+             std::vector<float> slopes, int c2p, int p2c, std::vector<int> c2p_index, std::vector<int> p2c_index) {
             append(p, Attention{out,
                                 qkv,
                                 layer,
@@ -104,11 +104,13 @@ void bind_ops_of(py::class_<Program>& program) {
                                 window,
                                 softcap,
                                 causal,
-                                {bias, bias_first, bias_span, std::move(slopes)}});
+                                {bias, bias_first, bias_span, std::move(slopes), c2p, p2c, std::move(c2p_index),
+                                 std::move(p2c_index)}});
           },
           py::arg("out"), py::arg("qkv"), py::arg("layer"), py::arg("num_heads"), py::arg("rope"), py::arg("scale"),
           py::arg("interleaved"), py::arg("window"), py::arg("softcap"), py::arg("causal"), py::arg("bias"),
-          py::arg("bias_first"), py::arg("bias_span"), py::arg("slopes"))
+          py::arg("bias_first"), py::arg("bias_span"), py::arg("slopes"), py::arg("c2p") = -1, py::arg("p2c") = -1,
+          py::arg("c2p_index") = std::vector<int>{}, py::arg("p2c_index") = std::vector<int>{})
       .def(
           "store_cross",
           [](Program& p, int kv, int layer) {

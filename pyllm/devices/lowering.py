@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import _C
 from ..program.program import (
     Alibi,
     Attention,
     Buffer,
     CrossAttention,
+    Disentangled,
     Embed,
     Experts,
     HeadNorm,
@@ -158,7 +161,18 @@ class Routine:
 
     def _attention(self, out: int, op: Attention) -> None:
         bias = op.bias
-        table = self._all.biases[bias] if isinstance(bias, RelativeBias) else -1
+        table, first, span = -1, 0, 0
+        content: dict[str, Any] = {}
+        if isinstance(bias, RelativeBias):
+            table, first, span = self._all.biases[bias], bias.first, len(bias.buckets)
+        elif isinstance(bias, Disentangled):
+            first, span = bias.first, bias.span
+            content = {
+                "c2p": self.buffer(bias.c2p),
+                "p2c": self.buffer(bias.p2c),
+                "c2p_index": list(bias.c2p_index),
+                "p2c_index": list(bias.p2c_index),
+            }
         self._core.attention(
             out,
             self.buffer(op.qkv),
@@ -171,9 +185,10 @@ class Routine:
             op.softcap,
             op.causal,
             table,
-            bias.first if isinstance(bias, RelativeBias) else 0,
-            len(bias.buckets) if isinstance(bias, RelativeBias) else 0,
+            first,
+            span,
             list(bias.slopes) if isinstance(bias, Alibi) else [],
+            **content,
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import ActivationName, Buffer, Matrix, Network, RelativeBias, Source
+from ..program.program import ActivationName, Buffer, Disentangled, Matrix, Network, RelativeBias, Source
 from ..program.recorder import Recorder
 from .blocks import joined, matrix, vector
 from .fields import Fields
@@ -101,14 +101,16 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What is equal in all layers of a model."""
+    """What is equal in all layers of a model. bias: that of the attention scores, from the layer's index and its input.
+    scale: of queries times keys, None for the usual one."""
 
     width: int
     heads: int
     ffn: int
     activation: ActivationName
     eps: float
-    bias: RelativeBias | None = None
+    bias: Callable[[int, Buffer], RelativeBias | Disentangled] | None = None
+    scale: float | None = None
 
 
 def post_norm_layer(r: Recorder, index: int, x: Buffer, names: LayerNames, s: LayerShape) -> Buffer:
@@ -123,8 +125,8 @@ def post_norm_layer(r: Recorder, index: int, x: Buffer, names: LayerNames, s: La
             num_heads=s.heads,
             num_kv_heads=s.heads,
             head_dim=head_dim,
-            scale=head_dim**-0.5,
-            bias=s.bias,
+            scale=head_dim**-0.5 if s.scale is None else s.scale,
+            bias=s.bias(index, x) if s.bias else None,
         )
         h = r.linear("attn_out", h, matrix(names.attn_out, s.width, s.width, bias=True), residual=x)
         x = norm(r, "attn_norm", h, names.attn_norm, s.eps)

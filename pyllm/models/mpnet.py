@@ -100,13 +100,14 @@ def build(config: Mapping[str, Any]) -> Network:
     x = r.embed("embed", words, positions=positions, position_offset=POSITION_OFFSET)
     x = r.hidden(norm(r, "embed_norm", x, "embeddings.LayerNorm", c.layer_norm_eps))
     source = Source("encoder.relative_attention_bias.weight", (c.relative_attention_num_buckets, c.num_attention_heads))
+    bias = RelativeBias(source, buckets(), -MAX_DISTANCE)
     shape = LayerShape(
         c.hidden_size,
         c.num_attention_heads,
         c.intermediate_size,
         c.hidden_act,
         c.layer_norm_eps,
-        RelativeBias(source, buckets(), -MAX_DISTANCE),
+        lambda layer, x: bias,
     )
     for i in range(c.num_hidden_layers):
         x = post_norm_layer(r, i, x, _layer_names(i), shape)
