@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import aren
 import numpy as np
 import pytest
 from conftest import FIXTURES, data_path
@@ -139,6 +141,21 @@ def test_alignments(toy: Load) -> None:
     assert (word, 0) in record["alignments"]
     captured = pipe.model.attentions(record["translation_token_ids"][:-1], source=read, layers=[-1], cross=True)
     np.testing.assert_array_equal(attention, captured[0].mean(axis=0))
+
+
+def test_alignments_of_a_real_model_follow_the_text(tmp_path: Path) -> None:
+    """Letter by letter from Arabic into Latin: no letter is written from one that lies far off, or before the last."""
+    data = data_path("models/aren-transliteration-ct2")
+    aren.convert(data, tmp_path)
+    cases = json.loads((data / "expected.json").read_text(encoding="utf-8"))["translate"]
+    with pyllm.load(tmp_path) as model:
+        records = pyllm.pipeline("translation", model)([case["source"] for case in cases], return_alignments=True)
+    assert [record["translation_text"] for record in records] == [case["greedy_and_beam4"] for case in cases]
+    for record in records:
+        pairs = record["alignments"]
+        assert [j for _, j in pairs] == list(range(len(record["translation_text"].split())))
+        assert [i for i, _ in pairs] == sorted(i for i, _ in pairs)
+        assert max(abs(i - j) for i, j in pairs) <= 2
 
 
 def test_alignments_go_by_words() -> None:
