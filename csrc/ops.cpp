@@ -41,17 +41,16 @@ PackedMatrix::PackedMatrix(MatrixShape shape, const std::vector<Source>& parts, 
   if (!bias.empty()) pack_bias(shape_, bias, bias_.data());
 }
 
-void matmul(const PackedMatrix& w, const float* x, int64_t m, Activation activation, const float* residual, float* y,
-            Runtime runtime) {
+void matmul(const PackedMatrix& w, const float* x, int64_t m, const Epilogue& epilogue, float* y, Runtime runtime) {
   const MatrixShape& shape = w.shape();
   const Kernels& kernels = runtime.kernels;
   const int64_t outputs = shape.outputs();
   const PaddedRows input(x, m, shape.k), result(m, outputs);
-  const PaddedRows added = residual ? PaddedRows(residual, m, outputs) : PaddedRows(0, outputs);
+  const PaddedRows added = epilogue.residual ? PaddedRows(epilogue.residual, m, outputs) : PaddedRows(0, outputs);
   const Arena prepared(kernels.prepared_bytes(shape.format, int(m), shape.k), "operation");
   LinearArgs a{};
   a.format = shape.format;
-  a.activation = activation;
+  a.activation = epilogue.activation;
   a.gated = shape.gated;
   a.m = int(m);
   a.n = shape.n();
@@ -60,10 +59,12 @@ void matmul(const PackedMatrix& w, const float* x, int64_t m, Activation activat
   a.x = prepared.size() ? static_cast<const void*>(prepared.data()) : input.row(0);
   a.x_ld = input.ld;
   a.bias = w.bias();
-  a.residual = residual ? added.row(0) : nullptr;
+  a.residual = epilogue.residual ? added.row(0) : nullptr;
   a.residual_ld = added.ld;
   a.y = result.row(0);
   a.y_ld = result.ld;
+  a.scale = epilogue.scale;
+  a.softcap = epilogue.softcap;
   const size_t each = size_t(round_up(int64_t(kernels.linear_scratch(a, shape.panels())), 64));
   const Arena scratch(each * size_t(runtime.threads), "operation");
   if (prepared.size())
@@ -76,8 +77,8 @@ void matmul(const PackedMatrix& w, const float* x, int64_t m, Activation activat
   for (int64_t r = 0; r < m; r++) std::memcpy(y + r * outputs, result.row(r), size_t(outputs) * sizeof(float));
 }
 
-void attention(const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
-               Runtime runtime) {
+void attention(const AttentionShape& shape, const float* q, const float* k, const float* v, const float* bias,
+               float* out, Runtime runtime) {
   const Kernels& kernels = runtime.kernels;
   const int64_t e = shape.head_dim, group = shape.heads / shape.kv_heads;
   KvCache cache({shape.format, 1, shape.kv_heads, e}, 0);
@@ -94,12 +95,14 @@ void attention(const AttentionShape& shape, const float* q, const float* k, cons
   std::atomic<int64_t> next{0};
   const auto attend = [&](int64_t head, int64_t first, uint8_t* work) {
     const float* from[kAttendRows];
+    const float* added[kAttendRows];
     float* to[kAttendRows];
     const int count = int(std::min<int64_t>(kAttendRows, vectors - first));
     for (int i = 0; i < count; i++) {
-      const int64_t at = ((first + i) / group * shape.heads + head * group + (first + i) % group) * e;
-      from[i] = q + at;
-      to[i] = out + at;
+      const int64_t row = (first + i) / group, query_head = head * group + (first + i) % group;
+      from[i] = q + (row * shape.heads + query_head) * e;
+      to[i] = out + (row * shape.heads + query_head) * e;
+      if (bias) added[i] = bias + (query_head * shape.queries + row) * shape.keys;
     }
     AttendArgs a;
     a.format = shape.format;
@@ -115,6 +118,7 @@ void attention(const AttentionShape& shape, const float* q, const float* k, cons
     a.softcap = shape.softcap;
     a.q = from;
     a.out = to;
+    a.bias = bias ? added : nullptr;
     a.blocks = blocks.data();
     a.block_offset = cache.shape().offset(0, int(head));
     kernels.attend(a, work);

@@ -32,9 +32,14 @@ class PackedMatrix {
   std::vector<float> bias_;  // in packed order
 };
 
-// y[m, w.shape().outputs()] = residual + activation(x[m, k] . w^T + bias); residual may be nullptr.
-void matmul(const PackedMatrix& w, const float* x, int64_t m, Activation activation, const float* residual, float* y,
-            Runtime runtime);
+// What follows the product in a matmul: residual + scale * cap(activation(y)); residual may be nullptr.
+struct Epilogue {
+  Activation activation;
+  const float* residual;
+  float scale, softcap;
+};
+// y[m, w.shape().outputs()] from x[m, k].
+void matmul(const PackedMatrix& w, const float* x, int64_t m, const Epilogue& epilogue, float* y, Runtime runtime);
 
 struct AttentionShape {
   Format format;
@@ -45,9 +50,10 @@ struct AttentionShape {
   float scale, softcap;
   int64_t window;
 };
-// out[queries, heads, head_dim] from q of that shape and k, v[keys, kv_heads, head_dim].
-void attention(const AttentionShape& shape, const float* q, const float* k, const float* v, float* out,
-               Runtime runtime);
+// out[queries, heads, head_dim] from q of that shape and k, v[keys, kv_heads, head_dim]; bias[heads, queries, keys] or
+// nullptr.
+void attention(const AttentionShape& shape, const float* q, const float* k, const float* v, const float* bias,
+               float* out, Runtime runtime);
 
 // y[rows, n]; bias may be nullptr.
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t n, float* y,

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner
-from pyllm.program.program import Alibi, Buffer, Matrix, Network, NormSlice, Program, RelativeBias, Source, Vector
+from pyllm.program.network import Network
+from pyllm.program.program import NormSlice, Program
 from pyllm.program.recorder import Recorder
+from pyllm.program.tensors import Alibi, Buffer, Matrix, RelativeBias, Source, Vector
 
 VOCAB, POSITIONS, D, H, K, E = 71, 220, 36, 4, 2, 12
 
@@ -22,9 +24,11 @@ class RandomTensors:
         programs = network.programs.values()
         self._shapes = {source.name: source.shape for program in programs for source in program.sources()}
         self._constants = {name: array for program in programs for name, array in program.constants.items()}
+        self.read: list[str] = []
         self.released: list[str] = []
 
     def tensor(self, name: str) -> np.ndarray:
+        self.read.append(name)
         if name in self._constants:
             return self._constants[name]
         random = np.random.default_rng(zlib.crc32(name.encode()))

@@ -95,6 +95,20 @@ def test_matmul_epilogues(isa: str, dtype: str, activation: Any, gated: bool) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("gated", "scale", "softcap"), [(False, 0.3, 2.0), (False, -2.0, 0.0), (True, 0.3, 0.0)])
+def test_matmul_scale_and_softcap(isa: str, dtype: str, gated: bool, scale: float, softcap: float) -> None:
+    """Cap and scale are on the way from the activation to the residual."""
+    x, w, bias, residual = draw(1, 7, 50), draw(2, 46, 50, scale=0.3), draw(3, 46), draw(4, 7, 23 if gated else 46)
+    packed = ops.pack(w, bias, gated=gated, dtype=dtype, isa=isa)
+    plain = ops.matmul(x, packed, activation="gelu", isa=isa)
+    capped = softcap * np.tanh(plain.astype(np.float64) / softcap) if softcap else plain.astype(np.float64)
+    expected = residual + np.float64(np.float32(scale)) * capped
+    found = ops.matmul(x, packed, activation="gelu", residual=residual, isa=isa, scale=scale, softcap=softcap)
+    assert_close(found, expected, FUNCTION * np.abs(scale * capped) + 2 * EPS * np.abs(expected) + 1e-37)
+    assert_same_bits(ops.matmul(x, packed, activation="gelu", isa=isa, scale=1.0, softcap=0.0), plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_packing_takes_any_source(isa: str, dtype: str) -> None:
     """Types, strides and joined parts give what float32 gives whose values are the same."""
     exact = reference.round_bf16(draw(1, 70, 45)).astype(np.float32)  # bfloat16 values; in float16's range as well
@@ -127,21 +141,41 @@ ATTENTION_CASES: tuple[dict[str, Any], ...] = (
     {"heads": (14, 2), "head_dim": 33, "window": 9},
     {"heads": (3, 3), "head_dim": 80, "softcap": 2.0},
     {"heads": (6, 2), "head_dim": 16, "causal": False},
+    {"heads": (4, 2), "head_dim": 12, "biased": True},
+    {"heads": (2, 2), "head_dim": 20, "biased": True, "causal": False},
+    {"heads": (3, 1), "head_dim": 64, "biased": True, "softcap": 3.0, "window": 20},
+    {"heads": (2, 1), "head_dim": 128, "biased": True, "causal": False, "window": 7},
+    {"heads": (2, 1), "head_dim": 20, "causal": False, "window": 1},
+    {"heads": (2, 1), "head_dim": 64, "causal": False, "window": 40},
 )
-SPANS = ((1, 1), (1, 32), (2, 33), (5, 5), (12, 70), (40, 40), (1, 201))  # (queries, keys)
+SPANS = (
+    (1, 1),
+    (1, 32),
+    (2, 33),
+    (5, 5),
+    (12, 70),
+    (40, 40),
+    (1, 201),
+    (31, 31),
+    (32, 32),
+    (33, 100),
+)  # (queries, keys)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_attention(isa: str, dtype: str, case: dict[str, Any]) -> None:
     (heads, kv_heads), e = case["heads"], case["head_dim"]
-    options = {name: value for name, value in case.items() if name not in ("heads", "head_dim")}
+    options = {name: value for name, value in case.items() if name not in ("heads", "head_dim", "biased")}
     scale, bf16 = e**-0.5, dtype == "bfloat16"
     for queries, keys in SPANS:
         q, k, v = draw(1, queries, heads, e), draw(2, keys, kv_heads, e), draw(3, keys, kv_heads, e)
+        if case.get("biased"):
+            options["bias"] = draw(4, heads, queries, keys, scale=2.0)
         expected = reference.attention(q, k, v, scale=scale, bfloat16=bf16, **options)
         # A score's error moves p by as much, relatively; p is rounded once more in bfloat16; then a sum over the keys.
         score = scale * (e + 2) * EPS * np.sqrt((q**2).sum(-1).max() * (k**2).sum(-1).max())
+        score += 16 * EPS if "bias" in options else 0  # no bias is larger than 8: half a unit in the last place
         relative = 2 * score + FUNCTION + (keys + 4) * EPS + (2.0**-8 if bf16 else 0)
         size = reference.attention(q, k, np.abs(v), scale=scale, **options)
         assert_close(ops.attention(q, k, v, dtype=dtype, isa=isa, **options), expected, relative * size * 1.01 + 1e-37)
@@ -249,6 +283,9 @@ def test_bfloat16_is_the_same_on_every_isa() -> None:
         found = [ops.matmul(x, w, residual=residual, **options), ops.matmul(x[:1], w, **options)]
         if isa != "scalar":
             found += [ops.attention(q, k, v, **options), ops.attention(q[:1], k, v, **options)]
+            bias = draw(7, 6, 21, 90)
+            found += [ops.attention(q, k, v, causal=False, window=30, bias=bias, softcap=4.0, **options)]
+            found += [ops.matmul(x, w, activation="tanh", scale=0.3, softcap=2.0, **options)]
             found += [ops.matmul(x * np.float32(2.0**-120), w * np.float32(2.0**-10), **options)]
         results.append(found)
     for found in results[:-1]:
@@ -274,6 +311,12 @@ def test_bfloat16_is_the_same_on_every_isa() -> None:
         (lambda: ops.embedding([0.5], draw(1, 3, 2)), errors.ArrayError, "integers"),
         (lambda: ops.attention(draw(1, 2, 3, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), errors.ArrayError, "multiple"),
         (lambda: ops.attention(draw(1, 3, 2, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), errors.ArrayError, "at most"),
+        (
+            lambda: ops.attention(draw(1, 2, 2, 4), draw(1, 3, 2, 4), draw(1, 3, 2, 4), bias=draw(1, 2, 3, 2)),
+            errors.ArrayError,
+            r"\[bias\] must be float32 \[2, 2, 3\]",
+        ),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), gated=True, softcap=2), errors.InvalidOptionError, "softcap"),
         (lambda: ops.rope(draw(1, 2, 1, 4), [0, 1], [1.0, 0.5, 0.1]), errors.ArrayError, "at most head_dim"),
         (lambda: ops.rope(draw(1, 2, 1, 4), [[0, 1]], [1.0]), errors.ArrayError, r"\[1, 2\] and \[1\]"),
         (lambda: ops.relu(draw(1, 2), num_threads=10**30), errors.InvalidOptionError, "num_threads"),

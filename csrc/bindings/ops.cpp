@@ -31,7 +31,8 @@ std::unique_ptr<PackedMatrix> pack(const std::vector<py::array>& weights, const 
 }
 
 Floats matmul_array(const py::array& x, const PackedMatrix& w, const std::string& activation,
-                    const py::object& residual, const py::object& isa, const py::object& threads) {
+                    const py::object& residual, float scale, float softcap, const py::object& isa,
+                    const py::object& threads) {
   const MatrixShape& shape = w.shape();
   if (!shape.packed)
     throw Error(ErrorKind::array, "[matmul] the matrix is stored as a table; pack it with packed=True");
@@ -39,18 +40,21 @@ Floats matmul_array(const py::array& x, const PackedMatrix& w, const std::string
   const int64_t m = x.shape(0);
   const float* added =
       residual.is_none() ? nullptr : data_of<float>(residual.cast<py::array>(), "residual", {m, shape.outputs()});
-  const Activation act = activation_of(activation);
+  if (!(softcap >= 0) || (softcap > 0 && shape.gated))
+    throw Error(ErrorKind::option, text("[matmul] softcap must not be negative, and a gated matrix has none, got ",
+                                        softcap, "; leave it out"));
+  const Epilogue epilogue = {activation_of(activation), added, scale, softcap};
   const Runtime runtime = runtime_of(isa, threads);
   Floats y({m, shape.outputs()});
   float* to = y.mutable_data();
   py::gil_scoped_release nogil;
-  if (m > 0) matmul(w, from, m, act, added, to, runtime);
+  if (m > 0) matmul(w, from, m, epilogue, to, runtime);
   return y;
 }
 
 Floats attention_array(const py::array& q, const py::array& k, const py::array& v, bool causal, float scale,
-                       int64_t window, float softcap, const std::string& dtype, const py::object& isa,
-                       const py::object& threads) {
+                       int64_t window, float softcap, const py::object& bias, const std::string& dtype,
+                       const py::object& isa, const py::object& threads) {
   const float* query = data_of<float>(q, "q", {-1, -1, -1});
   const float* key = data_of<float>(k, "k", {-1, -1, q.shape(2)});
   const float* value = data_of<float>(v, "v", {k.shape(0), k.shape(1), q.shape(2)});
@@ -63,11 +67,14 @@ Floats attention_array(const py::array& q, const py::array& k, const py::array& 
                      " keys; reshape q, k, v"));
   if (window < 0 || !(softcap >= 0))
     throw Error(ErrorKind::option, "[attention] window and softcap must not be negative; 0 means none");
+  const float* added = bias.is_none() ? nullptr
+                                      : data_of<float>(bias.cast<py::array>(), "bias",
+                                                       {int64_t(shape.heads), shape.queries, shape.keys});
   const Runtime runtime = runtime_of(isa, threads);
   Floats out({shape.queries, int64_t(shape.heads), shape.head_dim});
   float* to = out.mutable_data();
   py::gil_scoped_release nogil;
-  if (shape.queries > 0 && shape.heads > 0) attention(shape, query, key, value, to, runtime);
+  if (shape.queries > 0 && shape.heads > 0) attention(shape, query, key, value, added, to, runtime);
   return out;
 }
 
@@ -176,9 +183,10 @@ void bind_ops(py::module_& m) {
   const py::arg_v isa("isa", py::none()), threads("num_threads", py::none());
   m.def("pack", &pack, py::arg("weights"), py::arg("bias"), py::arg("gated"), py::arg("dtype"), py::arg("packed"), isa,
         threads);
-  m.def("matmul", &matmul_array, py::arg("x"), py::arg("w"), py::arg("activation"), py::arg("residual"), isa, threads);
+  m.def("matmul", &matmul_array, py::arg("x"), py::arg("w"), py::arg("activation"), py::arg("residual"),
+        py::arg("scale"), py::arg("softcap"), isa, threads);
   m.def("attention", &attention_array, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("scale"),
-        py::arg("window"), py::arg("softcap"), py::arg("dtype"), isa, threads);
+        py::arg("window"), py::arg("softcap"), py::arg("bias"), py::arg("dtype"), isa, threads);
   m.def("norm", &norm_array, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), isa,
         threads);
   m.def("activate", &activate_array, py::arg("x"), py::arg("activation"), isa, threads);

@@ -75,17 +75,22 @@ def matmul(
     dtype: str = "float32",
     isa: str | None = None,
     num_threads: int | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
 ) -> Floats:
-    """residual + activation(x @ w.T + bias) [M, N], from x [M, K], w [N, K], bias [N], residual [M, N].
+    """residual + scale * activation(x @ w.T + bias) [M, N], from x [M, K], w [N, K], bias [N], residual [M, N].
 
-    gated: activation(gate) * up with w = [gate; up]; the result is [M, N/2]. A PackedMatrix brings its own bias,
+    gated: activation(gate) * up with w = [gate; up]; the result is [M, N/2]. softcap > 0, not gated: what the
+    activation gives becomes softcap * tanh(it / softcap). A PackedMatrix brings its own bias,
     gating and dtype. One multiply-add chain per output over K ascending (float32), or TDPBF16PS order (bfloat16).
     """
     if not isinstance(w, PackedMatrix):
         w = pack(w, bias, gated=gated, dtype=dtype, isa=isa, num_threads=num_threads)
     elif bias is not None or gated:
         raise ArrayError("[matmul] a packed matrix has its own bias and gating, got more; give them to pack()")
-    return _C.matmul(_floats(x), w, activation, None if residual is None else _floats(residual), isa, num_threads)
+    added = None if residual is None else _floats(residual)
+    return _C.matmul(_floats(x), w, activation, added, scale, softcap, isa, num_threads)
 
 
 def attention(
@@ -99,17 +104,21 @@ def attention(
     dtype: str = "float32",
     isa: str | None = None,
     num_threads: int | None = None,
+    *,
+    bias: ArrayLike | None = None,
 ) -> Floats:
-    """softmax(scale * q @ k.T) @ v for one sequence: q [T, H, E], k and v [C, K, E] -> [T, H, E].
+    """softmax(scale * q @ k.T + bias) @ v for one sequence: q [T, H, E], k and v [C, K, E] -> [T, H, E].
 
     The queries sit at the last T of the C positions. Query head h uses key/value head h // (H / K). scale None:
-    E ** -0.5. window: keys a query sees, itself included (0: all before it). softcap > 0: scores become
-    softcap * tanh(scores / softcap).
+    E ** -0.5. causal: a query sees no key after it. window w > 0: nor one at a distance of w or more, on either side.
+    softcap > 0: scores become softcap * tanh(scores / softcap), before bias [H, T, C] is added.
     """
     query = _floats(q)
     if scale is None:
         scale = 1.0 if query.ndim == 0 or query.shape[-1] == 0 else query.shape[-1] ** -0.5
-    return _C.attention(query, _floats(k), _floats(v), causal, scale, window, softcap, dtype, isa, num_threads)
+    added = None if bias is None else _floats(bias)
+    options = (causal, scale, window, softcap, added, dtype, isa, num_threads)
+    return _C.attention(query, _floats(k), _floats(v), *options)
 
 
 def layer_norm(

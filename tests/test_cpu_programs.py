@@ -1,0 +1,211 @@
+"""CpuRunner on networks that use every operation: against the float64 oracle, and bitwise against itself when threads,
+batches, chunks, beams and captures differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import available_isas
+from recorded_programs import RandomTensors, Steps, decoder, encoder, encoder_decoder, some_ids
+
+from pyllm.devices.cpu import CpuRunner
+from pyllm.devices.reference import ReferenceRunner
+from pyllm.errors import ArrayError, PromptError
+from pyllm.program.batch import Batch, Capture
+from pyllm.program.network import Network, as_network
+from pyllm.program.program import Attention, CrossAttention, StoreCross
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "decoder": lambda: as_network(decoder()),
+    "encoder": encoder,
+    "encoder-decoder": encoder_decoder,
+}
+DTYPES = ("float32", "bfloat16")
+# (largest, root mean square) difference. float32: a few hundred roundings. bfloat16: float32 sums and float64 sums
+# round to different bfloat16 now and then, by 2**-8 of a value, which spreads through three layers: rarely far.
+TOLERANCE = {"float32": (2e-5, 5e-6), "bfloat16": (1e-1, 5e-3)}
+
+
+def make(name: str, dtype: str, num_threads: int = 2, isa: str | None = None) -> CpuRunner:
+    network = NETWORKS[name]()
+    return CpuRunner(network, RandomTensors(network), dtype=dtype, num_threads=num_threads, isa=isa)
+
+
+def make_reference(name: str, dtype: str) -> ReferenceRunner:
+    network = NETWORKS[name]()
+    return ReferenceRunner(network, RandomTensors(network), dtype="float64" if dtype == "float32" else "bfloat16")
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray, dtype: str, what: str) -> None:
+    """Relative to the largest value where that is above 1."""
+    difference = np.abs(found - expected) / max(1.0, np.abs(expected).max())
+    largest, rms = TOLERANCE[dtype]
+    assert found.shape == expected.shape
+    assert difference.max() <= largest, f"{what}: {difference.max()} off"
+    assert np.sqrt((difference**2).mean()) <= rms, f"{what}: {np.sqrt((difference**2).mean())} off in the mean"
+
+
+def whole_story(runner: Any, capture: Capture | None = None) -> list[np.ndarray]:
+    """Prompts, many at once, then a few rows at a time: every path through the executor. capture: of the last step of
+    each program."""
+    steps, out = Steps(runner), []
+    kind = runner.network.kind
+    if kind != "decoder":
+        out += steps.encode({"a": some_ids(110, 1), "b": some_ids(3, 2), "c": some_ids(33, 3)})
+        out += steps.encode({"d": some_ids(2, 1)}, capture if kind == "encoder" else None)
+    if kind != "encoder":
+        sources = ("a", "a", "c") if kind == "encoder-decoder" else ()
+        out += steps.step({"x": some_ids(60, 4), "y": some_ids(1, 4), "z": some_ids(5, 5)}, sources)
+        out += steps.step({"x": [3], "y": [4], "z": [5]}, sources)
+        out += steps.step({"z": some_ids(40, 6), "x": [1]}, sources[1:])
+        out += steps.step({"y": [4]}, sources[:1])
+        out += steps.step({"x": some_ids(7, 3), "y": [9]}, sources[:2], capture)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_against_the_oracle(name: str, dtype: str, isa: str) -> None:
+    expected = whole_story(make_reference(name, dtype))
+    found = whole_story(make(name, dtype, isa=isa))
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert_near(one, other, dtype, f"text {i}")
+        assert np.abs(other).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_threads_do_not_matter(name: str, dtype: str, isa: str) -> None:
+    one, two, three = (whole_story(make(name, dtype, threads, isa)) for threads in (1, 2, 3))
+    for a, b, c in zip(one, two, three, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_bfloat16_does_not_depend_on_the_isa() -> None:
+    isas = [isa for isa in available_isas() if isa != "scalar"]
+    for name in NETWORKS:
+        stories = [whole_story(make(name, "bfloat16", isa=isa)) for isa in isas]
+        for found in stories[1:]:
+            for one, other in zip(found, stories[0], strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbours_and_chunks_do_not_matter(dtype: str) -> None:
+    runner = make("decoder", dtype)
+    texts = {"a": some_ids(100, 1), "b": some_ids(3, 2), "c": some_ids(41, 3)}
+    together = Steps(runner).step(texts)
+    for expected, ids in zip(together, texts.values(), strict=True):
+        np.testing.assert_array_equal(Steps(runner).step({"one": ids})[0], expected)
+        for size in (1, 4, 37):
+            steps = Steps(runner)
+            parts = [steps.step({"one": ids[i : i + size]})[0] for i in range(0, len(ids), size)]
+            np.testing.assert_array_equal(np.concatenate(parts), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sources_are_each_texts_own(dtype: str) -> None:
+    """Encoded alone or together, read by one text or by beams that share a source, in pieces or not."""
+    runner = make("encoder-decoder", dtype)
+    steps, alone = Steps(runner), Steps(runner)
+    texts = {"a": some_ids(70, 1), "b": some_ids(2, 2), "c": some_ids(33, 3)}
+    for name, rows in zip(texts, steps.encode(texts), strict=True):
+        np.testing.assert_array_equal(alone.encode({name: texts[name]})[0], rows)
+    outputs, sources = {str(i): some_ids(3 + i, i) for i in range(20)}, ["a"] * 9 + ["b"] * 2 + ["c", "a"] * 4 + ["c"]
+    together = steps.step(outputs, sources)
+    for (name, ids), source, expected in zip(outputs.items(), sources, together, strict=True):
+        first = alone.step({name: ids[:1]}, [source])[0]
+        rest = alone.step({name: ids[1:]}, [source])[0]
+        np.testing.assert_array_equal(np.concatenate([first, rest]), expected)
+    assert not np.allclose(steps.step({"one": [5]}, ["a"])[0], steps.step({"other": [5]}, ["b"])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_captures(name: str, dtype: str) -> None:
+    """Every buffer and all attention weights are the oracle's, and the result is what it is without them."""
+    runner = make(name, dtype)
+    ops = runner.program.ops
+    buffers = tuple(op.out.name for op in ops if not isinstance(op, StoreCross))
+    attentions = tuple(op.out.name for op in ops if isinstance(op, (Attention, CrossAttention)))
+    found, expected = Capture(buffers, attentions), Capture(buffers, attentions)
+    captured, plain = whole_story(runner, found), whole_story(runner)
+    for one, other in zip(captured, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+    whole_story(make_reference(name, dtype), expected)
+    assert list(found.values) == list(buffers)
+    assert list(found.weights) == list(attentions)
+    for buffer in buffers:
+        assert_near(found.values[buffer], expected.values[buffer], dtype, buffer)
+    for op in attentions:
+        for one, other in zip(found.weights[op], expected.weights[op], strict=True):
+            assert_near(one, other, dtype, op)
+            assert np.array_equal(one == 0, other == 0)  # hidden keys, and no others
+
+
+def test_captures_by_unknown_names_are_refused() -> None:
+    runner = make("encoder", "float32")
+    with pytest.raises(ArrayError, match=r"'nonsense'.*listing|listing.*'nonsense'"):
+        Steps(runner).encode({"a": [1, 2]}, Capture(buffers=("nonsense",)))
+    with pytest.raises(ArrayError, match="weights are those of attention"):
+        Steps(runner).encode({"a": [1, 2]}, Capture(attentions=("pooled",)))
+
+
+def test_shared_weights_are_packed_once() -> None:
+    network = encoder_decoder()
+    tensors = RandomTensors(network)
+    CpuRunner(network, tensors, dtype="bfloat16", num_threads=1)
+    assert all("table.weight" in [s.name for s in program.sources()] for program in network.programs.values())
+    assert sorted(tensors.read) == sorted(set(tensors.read)) == sorted(tensors.released)
+
+
+def test_programs_and_caches_are_told_apart() -> None:
+    runner = make("encoder", "float32")
+    assert runner.program is runner.network.encode
+    with pytest.raises(ArrayError, match="'encode', got 'step'"):
+        runner.new_cache()
+    with pytest.raises(ArrayError, match="no cross-attention"):
+        runner.new_cross_cache()
+    runner = make("encoder-decoder", "float32")
+    steps = Steps(runner)
+    steps.encode({"a": [1, 2, 3]})
+    steps.caches["step"] = runner.new_cache("encode")
+    with pytest.raises(ArrayError, match="another model or program"):
+        steps.step({"x": [1]}, ["a"])
+    steps = Steps(runner)
+    steps.encode({"a": [1, 2, 3]})
+    with pytest.raises(ArrayError, match="cross_table"):
+        steps.step({"x": [1]})
+    steps.cross = None
+    with pytest.raises(ArrayError, match="needs their cache"):
+        steps.step({"y": [1]}, ["a"])
+    steps.cross = runner.new_cross_cache()
+    with pytest.raises(ArrayError, match="cross block"):
+        steps.step({"z": [1]}, ["a"])
+
+
+def test_wrong_token_types_and_pieces_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make("encoder", "float32")
+    run = runner.run
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"token_types": np.array([0, 3], np.int32)}, PromptError, r"\[0, 3\), got 3 in row 1"),
+        ({"token_types": np.array([0], np.int32)}, ArrayError, "token_types"),
+        (
+            {"positions": np.array([1, 2], np.int32), "context": np.array([3], np.int32)},
+            ArrayError,
+            "must be whole",
+        ),
+    ]
+    for changes, error, message in cases:
+
+        def changed(batch: Batch, cache: Any, changes: dict[str, Any] = changes, **options: Any) -> np.ndarray:
+            return run(dataclasses.replace(batch, **changes), cache, **options)
+
+        monkeypatch.setattr(runner, "run", changed)
+        with pytest.raises(error, match=message):
+            Steps(runner).encode({"a": [1, 2]})
