@@ -16,8 +16,8 @@ from toy_decoders_b import LISTED_B
 from pyllm.errors import ProgramError
 from pyllm.models import build_program
 from pyllm.models.blocks import conv1d, joined, matrix, table, vector
-from pyllm.program.program import Matrix, Source
 from pyllm.program.recorder import Recorder
+from pyllm.program.tensors import Matrix, Source
 
 GOLDEN = Path(__file__).parent / "golden"
 LISTED = {"gpt2": "gpt2", "llama": "llama", "qwen2": "qwen2", "llama-biases": "llama-rope-linear-biases"}

@@ -13,7 +13,8 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import PyllmError
 from ..models import bind, build_network
 from ..program.batch import BLOCK_TOKENS
-from ..program.program import Matrix, Network
+from ..program.network import Network
+from ..program.tensors import Matrix
 from . import texts
 
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -14,7 +14,9 @@ from tqdm import tqdm
 from .. import _C
 from ..errors import ArrayError
 from ..program.batch import Batch, Capture, KvCache
-from ..program.program import Network, Program, Source, as_network
+from ..program.network import Network, as_network
+from ..program.program import Program
+from ..program.tensors import Source
 from .lowering import Lowering, Routine
 
 

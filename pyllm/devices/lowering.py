@@ -5,28 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _C
+from ..program.network import Network
 from ..program.program import (
-    Alibi,
     Attention,
-    Buffer,
     CrossAttention,
-    Disentangled,
     Embed,
     Experts,
     HeadNorm,
     Linear,
-    Matrix,
-    Network,
     Norm,
     Op,
     Program,
-    RelativeBias,
     Rotary,
     Select,
-    Source,
     StoreCross,
-    Vector,
 )
+from ..program.tensors import Alibi, Buffer, Disentangled, Matrix, RelativeBias, Source, Vector
 
 
 class Lowering:

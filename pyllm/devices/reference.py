@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ..errors import OutOfMemoryError
 from ..program.batch import Batch, Capture, KvCache
 from ..program.interpreter import Interpreter, KeyValues, Tensors
-from ..program.program import Network, Program, as_network
+from ..program.network import Network, as_network
+from ..program.program import Program
 
 
 class ReferenceCache:

@@ -16,7 +16,7 @@ from ..decode.options import GenerationOptions
 from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
 from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import Runner
-from ..program.program import Network
+from ..program.network import Network
 from ..tokenization import Tokenizer, check_vocabulary, load_tokenizer
 from .encoder_model import EncoderModel
 from .language_model import LanguageModel

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from ..errors import ContextLengthError, OutOfMemoryError, PicklingError, PromptError, PyllmError
 from ..program.batch import KvCache, Runner
-from ..program.program import Network, Program
+from ..program.network import Network
+from ..program.program import Program
 from ..tokenization import Tokenizer
 
 Self = TypeVar("Self", bound="Model")

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InvalidConfigError, UnsupportedModelError
-from ..program.program import Network, Program, as_network
+from ..program.network import Network, as_network
+from ..program.program import Program
 from .binding import BoundCheckpoint, bind_tensors
 from .encoders import without_head
 

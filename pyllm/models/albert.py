@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import ActivationName, Network
+from ..program.network import Network
+from ..program.program import ActivationName
 from ..program.recorder import Recorder
 from .blocks import ACTIVATIONS, matrix, table
 from .encoders import (

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..program.program import ActivationName, Buffer, Matrix, Network, Program, Source
+from ..program.network import Network
+from ..program.program import ActivationName, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Matrix, Source
 from .blocks import ACTIVATIONS, joined, matrix, table, vector
 from .fields import MAX_LAYERS, Fields
 from .sinusoids import interleaved, tensor2tensor

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import ActivationName, Buffer, Network
+from ..program.network import Network
+from ..program.program import ActivationName
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer
 from .blocks import ACTIVATIONS, matrix, table
 from .encoders import (
     IGNORED,

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
-from ..program.program import Attention, Derived, Network, Program, Source, as_network
+from ..program.network import Network, as_network
+from ..program.program import Attention, Program
+from ..program.tensors import Derived, Source
 
 STORED_TYPES = ("F32", "F16", "BF16")
 LISTED = 1000  # problems in one message: more than a model mixed up by mistake has, less than a lying one can have

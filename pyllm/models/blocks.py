@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..program.program import ActivationName, Matrix, Source, Vector
+from ..program.program import ActivationName
+from ..program.tensors import Matrix, Source, Vector
 
 # Hugging Face's ACT2FN names of each function that the kernels have.
 ACTIVATIONS: dict[str, ActivationName] = {

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import Alibi, Program
+from ..program.program import Program
 from ..program.recorder import Recorder
+from ..program.tensors import Alibi
 from .alibi import bloom_slopes
 from .blocks import grouped_qkv, matrix, norm, table
 from .fields import MAX_LAYERS, Fields

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import NormSlice, Program, Source, Vector
+from ..program.program import NormSlice, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Source, Vector
 from .blocks import matrix, vector
 from .decoder import FULL, IGNORED, SLIDING, DecoderConfig, decoder_fields, gate_up, layer_types, layer_windows, qkv
 from .fields import Fields

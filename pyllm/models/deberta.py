@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..program.program import ActivationName, Buffer, Derived, Disentangled, Matrix, Network, Source
+from ..program.network import Network
+from ..program.program import ActivationName
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Derived, Disentangled, Matrix, Source
 from .blocks import ACTIVATIONS, matrix, table
 from .encoders import (
     IGNORED,

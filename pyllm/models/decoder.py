@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from ..program.program import ActivationName, Matrix, NormSlice, Source
+from ..program.program import ActivationName, NormSlice
+from ..program.tensors import Matrix, Source
 from .blocks import ACTIVATIONS, joined, table, vector
 from .fields import MAX_LAYERS, Fields
 

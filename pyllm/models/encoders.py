@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import ActivationName, Buffer, Disentangled, Matrix, Network, RelativeBias, Source
+from ..program.network import Network
+from ..program.program import ActivationName
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Disentangled, Matrix, RelativeBias, Source
 from .blocks import joined, matrix, vector
 from .fields import Fields
 

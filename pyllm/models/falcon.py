@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import ActivationName, Alibi, Buffer, Program
+from ..program.program import ActivationName, Program
 from ..program.recorder import Recorder
 from ..program.reference import round_bf16
+from ..program.tensors import Alibi, Buffer
 from .alibi import bloom_slopes
 from .blocks import ACTIVATIONS, grouped_qkv, matrix, norm, table
 from .fields import MAX_LAYERS, Fields

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidConfigError
-from ..program.program import Program, Vector
+from ..program.program import Program
 from ..program.recorder import Recorder
+from ..program.tensors import Vector
 from .blocks import ACTIVATIONS, matrix, vector
 from .decoder import (
     FULL,

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import Program, Vector
+from ..program.program import Program
 from ..program.recorder import Recorder
+from ..program.tensors import Vector
 from .blocks import matrix, vector
 from .decoder import IGNORED, DecoderConfig, decoder_fields, fused_gate_up, qkv
 from .fields import Fields

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..program.program import ActivationName, Matrix, Program, Source
+from ..program.program import ActivationName, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Matrix, Source
 from .blocks import ACTIVATIONS, joined, matrix, norm, rearranged, table
 from .fields import GPT2_NAMES, MAX_LAYERS, Fields
 from .rope import RopeParameters, rope_from_fields

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..program.program import ActivationName, Buffer, Matrix, Network, Source, Vector
+from ..program.network import Network
+from ..program.program import ActivationName
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Matrix, Source, Vector
 from .blocks import ACTIVATIONS, matrix, vector
 from .encoders import Head, HeadNames, encoder_network, head_from_fields, vocabulary
 from .fields import MAX_LAYERS, Fields

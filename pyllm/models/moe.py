@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import Matrix, Program
+from ..program.program import Program
 from ..program.recorder import Recorder
+from ..program.tensors import Matrix
 from .blocks import joined, matrix, vector
 from .decoder import (
     FULL,

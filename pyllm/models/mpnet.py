@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..program.program import ActivationName, Network, RelativeBias, Source
+from ..program.network import Network
+from ..program.program import ActivationName
 from ..program.recorder import Recorder
+from ..program.tensors import RelativeBias, Source
 from .blocks import ACTIVATIONS, table
 from .encoders import (
     IGNORED,

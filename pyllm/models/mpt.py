@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import Alibi, Buffer, NormSlice, Program
+from ..program.program import NormSlice, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Alibi, Buffer
 from .alibi import mpt_slopes
 from .blocks import matrix, table, vector
 from .fields import MAX_LAYERS, Fields

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..program.program import Program, Vector
+from ..program.program import Program
 from ..program.recorder import Recorder
+from ..program.tensors import Vector
 from .blocks import matrix
 from .decoder import IGNORED, DecoderConfig, decoder_fields, gate_up, qkv
 from .fields import Fields

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..program.program import ActivationName, Buffer, Program, Vector
+from ..program.program import ActivationName, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Vector
 from .blocks import ACTIVATIONS, joined, matrix, norm, table
 from .fields import MAX_LAYERS, Fields
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..program.program import ActivationName, Buffer, NormSlice, Program, Source
+from ..program.program import ActivationName, NormSlice, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Source
 from .blocks import ACTIVATIONS, joined, matrix, norm, table
 from .fields import MAX_LAYERS, Fields
 from .rope import RopeParameters, rope_from_fields

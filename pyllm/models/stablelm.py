@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..program.program import ActivationName, Buffer, NormSlice, Program
+from ..program.program import ActivationName, NormSlice, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer
 from .blocks import ACTIVATIONS, joined, matrix, norm, table, vector
 from .fields import MAX_LAYERS, Fields
 from .rope import RopeParameters, rope_from_fields

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..program.program import ActivationName, Buffer, Matrix, Network, Program, RelativeBias, Source
+from ..program.network import Network
+from ..program.program import ActivationName, Program
 from ..program.recorder import Recorder
+from ..program.tensors import Buffer, Matrix, RelativeBias, Source
 from .blocks import ACTIVATIONS, joined, matrix, table, vector
 from .fields import MAX_LAYERS, Fields
 

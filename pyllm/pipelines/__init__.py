@@ -42,7 +42,9 @@ TASKS: dict[str, Any] = {
 LOADING = frozenset(load.__kwdefaults__ or {})  # names of the loading options
 
 
-def pipeline(task: str, model: str | os.PathLike[str] | Model | None = None, **options: Any) -> Any:
+def pipeline(
+    task: str, model: str | os.PathLike[str] | Model | None = None, *, tokenizer: Any = None, **options: Any
+) -> Any:
     """The pipeline of a task on a model: called with inputs, it gives what transformers' pipeline of that name gives.
 
     task      "text-generation", "translation", "translation_xx_to_yy" (languages xx and yy), "summarization",
@@ -50,12 +52,14 @@ def pipeline(task: str, model: str | os.PathLike[str] | Model | None = None, **o
               "token-classification" ("ner"), "zero-shot-classification", "feature-extraction", "sentence-similarity",
               "embeddings"
     model     a folder, a Hub id, a loaded model; for text-generation also None: the small model that comes with pyllm
+    tokenizer the model's own, for calls written for transformers: its `tokenizer`, folder or Hub id; nothing else
     options   loading options (see `pyllm.load`: dtype, device, revision, ...); all others are defaults of every call
 
     Raises InvalidOptionError for an unknown task, UnknownOptionError, UnsupportedModelError for a model that the task
     can't use, and what `pyllm.load` raises.
     """
     kind = _task(task)
+    _check_tokenizer(tokenizer, model)
     loading = {name: value for name, value in options.items() if name in LOADING}
     calling = {name: value for name, value in options.items() if name not in LOADING}
     if wrong := _misspelt_loading(calling, kind.option_names()):
@@ -88,6 +92,18 @@ def _task(task: str) -> Any:
     near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else ""
     raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")
+
+
+def _check_tokenizer(tokenizer: Any, model: Any) -> None:
+    """Raises InvalidOptionError for a tokenizer that is not the model's."""
+    if tokenizer is None:
+        return
+    own = (model.folder, model.tokenizer) if isinstance(model, Model) else (model,)
+    if not any(tokenizer is each or str(tokenizer) == str(each) for each in own):
+        raise InvalidOptionError(
+            f"[pipeline] a model's tokenizer lies in its folder, got tokenizer={tokenizer!r:.80} beside it; leave it "
+            "out, or put its files into that folder"
+        )
 
 
 def _misspelt_loading(calling: Mapping[str, Any], known: frozenset[str]) -> list[str]:

@@ -14,26 +14,21 @@ from numpy.typing import NDArray
 from . import reference
 from .batch import BLOCK_TOKENS, Batch
 from .program import (
-    Alibi,
     Attention,
     BufferOp,
     CrossAttention,
-    Disentangled,
     Embed,
     Experts,
     HeadNorm,
     Linear,
-    Matrix,
     Norm,
     Program,
-    RelativeBias,
     Rotary,
     Select,
-    Source,
     StoreCross,
-    Vector,
 )
 from .reference import Array
+from .tensors import Alibi, Disentangled, Matrix, RelativeBias, Source, Vector
 
 
 class Tensors(Protocol):

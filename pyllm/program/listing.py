@@ -8,26 +8,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .program import (
-    Alibi,
     Attention,
-    Buffer,
     BufferOp,
     CrossAttention,
-    Disentangled,
     Embed,
     Experts,
     HeadNorm,
     Linear,
-    Matrix,
     Norm,
     Op,
     Program,
-    RelativeBias,
     Rotary,
     Select,
     StoreCross,
-    Vector,
 )
+from .tensors import Alibi, Buffer, Disentangled, Matrix, RelativeBias, Vector
 
 
 def listing(program: Program) -> str:

@@ -25,29 +25,21 @@ from numpy.typing import NDArray
 from ..errors import ProgramError
 from .program import (
     ActivationName,
-    Alibi,
     Attention,
-    Buffer,
     CrossAttention,
-    Derived,
-    Disentangled,
     Embed,
     Experts,
     HeadNorm,
     Linear,
-    Matrix,
     Norm,
     NormSlice,
     Op,
     Program,
-    RelativeBias,
     Rotary,
-    Rows,
     Select,
-    Source,
     StoreCross,
-    Vector,
 )
+from .tensors import Alibi, Buffer, Derived, Disentangled, Matrix, RelativeBias, Rows, Source, Vector
 
 
 class Recorder:

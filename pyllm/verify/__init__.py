@@ -61,8 +61,8 @@ def verify(
         checks = compare(loaded, reference, limit)
         return Report(
             model=str(model),
-            family=network.family,
-            kind=network.kind + (f", {network.head}" if network.head else ""),
+            family=loaded.network.family,
+            kind=loaded.network.kind + (f", {loaded.network.head}" if loaded.network.head else ""),
             runs_as=f"{loaded.dtype} on {loaded.device}",
             reference=reference.origin,
             version=pyllm.__version__,

@@ -82,7 +82,8 @@ def _pass(torch: Any, model: Any, kind: str, pair: tuple[list[int], list[int]]) 
     if kind == "decoder":
         return Pass({"prompt": first}, {"logits": model(ids).logits[0].numpy()})
     if kind == "encoder-decoder":
-        output = model(input_ids=ids, decoder_input_ids=torch.tensor([second]))
+        classifies = type(model).__name__.endswith("ForSequenceClassification")  # which makes the decoder's input
+        output = model(input_ids=ids, **({} if classifies else {"decoder_input_ids": torch.tensor([second])}))
         found = {"logits": output.logits[0].numpy(), "encoded": output.encoder_last_hidden_state[0].numpy()}
         return Pass({"source": first, "decoder": second}, found)
     types = {"token_type_ids": torch.tensor([second])} if getattr(model.config, "type_vocab_size", 0) > 1 else {}

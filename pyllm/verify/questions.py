@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PyllmError
-from ..program.program import Network
+from ..program.network import Network
 from ..tokenization import Tokenizer, load_tokenizer
 
 NASTY = (
@@ -71,7 +71,7 @@ def questions_of(folder: Path, config: Mapping[str, Any], network: Network, text
         kind=network.kind,
         texts=() if tokenizer is None else (*NASTY, *texts),
         inputs=_inputs(network, tokenizer, config, (*PROMPTS, *texts)),
-        options={} if network.step is None else _options(config),
+        options={} if network.step is None or network.head is not None else _options(config),
     )
 
 
@@ -98,6 +98,10 @@ def _inputs(
     if network.kind != "encoder-decoder":
         return found
     start = start_token(config)
+    if network.head is not None:  # a classifier looks for the end token, and reads the source again
+        end = config.get("eos_token_id")
+        sources = [[*ids[:-1], end] if isinstance(end, int) else ids for ids, _ in found]
+        return [(ids, [start, *ids[:-1]]) for ids in sources]
     return [(ids, [start, *[token % low for token in ids[::-1]][: room - 1]]) for ids, _ in found]
 
 
