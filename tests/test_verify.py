@@ -50,6 +50,7 @@ def verdicts(report: Any) -> dict[str, str]:
     [
         ("gpt2", ["logits", "greedy", "beams"]),
         ("marian", ["logits", "encoder", "greedy", "beams"]),
+        ("bart-mnli", ["logits"]),
         ("bert-classify", ["head", "hidden states"]),
         ("bert-base", ["hidden states"]),
     ],
@@ -217,7 +218,7 @@ def test_tokens_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["llama", "t5", "bert", "bert-qa"])
+@pytest.mark.parametrize("name", ["llama", "t5", "bart-mnli", "bert", "bert-qa"])
 def test_live(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")

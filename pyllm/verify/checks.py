@@ -114,7 +114,8 @@ def _run(model: Any, name: str, each: Pass) -> Floats:
         if name == "encoded":
             return model.encode(source)
         if model.network.head is not None:  # a classifier reads the source again, and its last row counts
-            return model.logits([start_token(model.config), *source[:-1]], source=source)[-1]
+            labels: Floats = model.logits([start_token(model.config), *source[:-1]], source=source)[-1]
+            return labels
         return model.logits(each.inputs["decoder"], source=source)
     logits: Floats = model.logits(each.inputs["prompt"])
     return logits
