@@ -329,6 +329,14 @@ def test_a_task_that_has_no_default_model_says_so() -> None:
         pyllm.pipeline("fill-mask")
 
 
+def test_the_tokenizer_may_be_named_but_is_the_models_own(load: Load) -> None:
+    model = load("bert", "masked-lm")
+    for own in (model.tokenizer, model.folder, str(model.folder)):
+        assert pyllm.pipeline("fill-mask", model, tokenizer=own).tokenizer is model.tokenizer
+    with pytest.raises(InvalidOptionError, match="a model's tokenizer lies in its folder, got tokenizer='other'"):
+        pyllm.pipeline("fill-mask", model, tokenizer="other")
+
+
 def test_folders_are_loaded_with_loading_options(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, "bert", "masked-lm")
     unmask = pyllm.pipeline("fill-mask", folder, device="reference", top_k=1)
