@@ -187,6 +187,14 @@ def test_sentence_transformers_modules_run_in_order(tmp_path: Path) -> None:
         model.embed("the cat", pooling="mean")
 
 
+def test_a_model_in_a_subfolder_of_its_modules(tmp_path: Path) -> None:
+    files = {"1_Pooling/config.json": {"pooling_mode_cls_token": True}}
+    folder = sentence_folder(tmp_path, ["Transformer", "Pooling"], files)
+    shutil.copytree(toy_folder("bert-base"), folder / "0_Transformer")
+    model = make_model(folder / "0_Transformer", "float32")
+    assert model.embed([5, 6], normalize=False).tobytes() == model.encode([5, 6])[0].tobytes()
+
+
 def test_prompts_lengths_and_lower_case(tmp_path: Path) -> None:
     folder = sentence_folder(
         tmp_path,

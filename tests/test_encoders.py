@@ -122,6 +122,18 @@ def test_bfloat16_follows_its_reference() -> None:
             assert np.sqrt(((found - expected) ** 2).mean()) <= 5e-3 * max(1, expected.std())
 
 
+@pytest.mark.parametrize("name", ["bert", "mpnet", "modernbert-classify", "deberta-v2"])
+def test_every_instruction_set(name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is bitwise the same on each of them, float32 up to rounding."""
+    texts, outputs, _ = zip(*recorded(name), strict=True)
+    monkeypatch.setenv("PYLLM_ISA", isa)
+    for found, expected in zip(run(make_model(toy_folder(name), "float32"), texts, "head"), outputs, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
+    found = bits(run(make_model(toy_folder(name), "bfloat16"), texts, "head"))
+    monkeypatch.setenv("PYLLM_ISA", "scalar")
+    assert bits(run(make_model(toy_folder(name), "bfloat16"), texts, "head")) == found
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ENCODERS)
 def test_hidden_states_and_attentions_equal_those_of_transformers_live(name: str) -> None:
@@ -253,6 +265,7 @@ LIES: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "positions": ("bert", {"position_embedding_type": "relative_key"}, errors.UnsupportedModelError, "'relative_key'"),
     "decoder": ("bert", {"is_decoder": True}, errors.UnsupportedModelError, "is_decoder"),
     "class": ("bert", {"architectures": ["BertForMultipleChoice"]}, errors.UnsupportedModelError, "MultipleChoice"),
+    "generating class": ("bert", {"architectures": ["BertLMHeadModel"]}, errors.UnsupportedModelError, "LMHeadModel"),
     "classes": ("bert", {"architectures": "BertModel"}, errors.InvalidConfigError, "architectures must be a list"),
     "labels": ("bert", {"id2label": {"0": "a"}, "num_labels": 3}, errors.InvalidConfigError, "have 3 and 1 labels"),
     "offset": ("roberta", {"max_position_embeddings": 2}, errors.InvalidConfigError, "more than 2, got 2"),
@@ -260,7 +273,9 @@ LIES: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "buckets": ("mpnet", {"relative_attention_num_buckets": 8}, errors.InvalidConfigError, "from 32 to"),
     "pooling": ("modernbert", {"classifier_pooling": "max"}, errors.UnsupportedModelError, "classifier_pooling 'max'"),
     "layers": ("modernbert", {"layer_types": ["full"]}, errors.InvalidConfigError, "layer_types must list"),
+    "positions for deberta": ("deberta-v2", {"max_position_embeddings": 2**30}, errors.InvalidConfigError, "to 65536"),
     "convolution": ("deberta-v2", {"conv_kernel_size": 3}, errors.UnsupportedModelError, "a convolution"),
+    "few buckets": ("deberta-v2", {"position_buckets": 1}, errors.InvalidConfigError, "position_buckets must be"),
     "terms": ("deberta-v2", {"pos_att_type": "c2p|p2p"}, errors.UnsupportedModelError, "pos_att_type 'c2p|p2p'"),
     "dim": ("distilbert", {"dim": 25}, errors.InvalidConfigError, "dim must be a multiple of n_heads"),
 }  # fmt: skip

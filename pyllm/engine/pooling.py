@@ -123,8 +123,13 @@ def chosen_modes(pooling: str | Sequence[str] | None, default: Sequence[str]) ->
 
 
 def read_sentences(folder: Path) -> Sentences:
-    """What a folder's files say. Raises InvalidConfigError, CheckpointError, UnsupportedModelError."""
+    """What a folder's files say. Raises InvalidConfigError, CheckpointError, UnsupportedModelError.
+
+    The first versions of sentence-transformers put the model itself into a subfolder, 0_Transformer.
+    """
     length, lower_case = _read_length(folder)
+    if folder.name == "0_Transformer" and (folder.parent / "modules.json").is_file():
+        folder = folder.parent
     prompts, default = _read_prompts(folder)
     modes: tuple[str, ...] = ("mean",)
     include_prompt = True

@@ -106,7 +106,13 @@ class Config:
         if fields.integer("conv_kernel_size", 0, low=0):
             fields.unsupported("conv_kernel_size: a convolution beside the first layer")
         positions = positions_from_fields(fields, 0)
+        if positions > MAX_SPAN:
+            fields.invalid(f"max_position_embeddings must be up to {MAX_SPAN}, got {positions}")
         longest = fields.integer("max_relative_positions", -1, low=-1, high=MAX_SPAN)
+        longest = longest if longest > 0 else positions
+        buckets = fields.integer("position_buckets", -1, low=-1, high=MAX_SPAN)
+        if buckets > 0 and longest and not 1 <= buckets // 2 < longest - 1:
+            fields.invalid(f"position_buckets must be 2 or more and less than 2 * {longest - 1}, got {buckets}")
         result = Config(
             vocab_size=fields.integer("vocab_size"),
             embedding_size=fields.integer("embedding_size", width, low=0 if not width else 1),
@@ -120,8 +126,8 @@ class Config:
             type_vocab_size=fields.integer("type_vocab_size", 0, low=0),
             layer_norm_eps=fields.number("layer_norm_eps", 1e-7),
             relative_attention=fields.flag("relative_attention", False),
-            position_buckets=fields.integer("position_buckets", -1, low=-1, high=MAX_SPAN),
-            max_relative_positions=longest if longest > 0 else positions,
+            position_buckets=buckets,
+            max_relative_positions=longest,
             norm_rel_ebd=_norm_rel_ebd(fields),
             position_biased_input=fields.flag("position_biased_input", True),
             share_att_key=fields.flag("share_att_key", False),

@@ -16,7 +16,7 @@ from .fields import Fields
 # What the class of a checkpoint, architectures[0], ends in -> head of its network. BertForPreTraining is a masked-lm
 # with one more head, which is left aside.
 HEADS: dict[str, str | None] = {
-    "Model": None,
+    "Model": None,  # but LMHeadModel is a decoder
     "ForMaskedLM": "masked-lm",
     "ForPreTraining": "masked-lm",
     "ForSequenceClassification": "sequence-classification",
@@ -51,7 +51,7 @@ def head_from_fields(fields: Fields) -> Head:
         fields.invalid(f"architectures must be a list of class names, got {listed!r:.80}")
         return Head(None, 0)
     kind = next((ending for ending in HEADS if listed[0].endswith(ending)), None)
-    if kind is None:
+    if kind is None or listed[0].endswith("LMHeadModel"):
         fields.unsupported(f"architectures {listed[0]!r:.80} (supported are classes ...{', ...'.join(HEADS)})")
         return Head(None, 0)
     name = HEADS[kind]

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..program.network import Network
 from ..program.program import ActivationName
 from ..program.recorder import Recorder
-from ..program.tensors import Buffer, Matrix, Source, Vector
+from ..program.tensors import Buffer, Derived, Matrix, Source, Vector
 from .blocks import ACTIVATIONS, matrix, vector
 from .encoders import Head, HeadNames, encoder_network, head_from_fields, vocabulary
 from .fields import MAX_LAYERS, Fields
@@ -173,10 +174,12 @@ def _head(r: Recorder, x: Buffer, c: Config, decoder: Matrix) -> Buffer:
 def _mean(r: Recorder, x: Buffer, c: Config) -> Buffer:
     """[T, D]: the mean of the sequence's rows, on each of them: attention whose scores are all 0 to x itself."""
     width = c.hidden_size
-    weight = np.zeros((3 * width, width), np.float32)
-    weight[2 * width :] = np.eye(width, dtype=np.float32)
+
+    def weight(_: object) -> NDArray[np.float32]:  # made at load, when the sizes are known to be those of the tensors
+        return np.eye(3 * width, width, -2 * width, dtype=np.float32)
+
     with r.layer(c.num_hidden_layers):
-        source = r.constant("mean.qkv", weight)
+        source = r.derived("mean.qkv", (3 * width, width), Derived((), weight))
         h = r.linear("mean_qkv", x, Matrix("mean.qkv", (3 * width, width), (source,)))
         heads = c.num_attention_heads
         return r.attention("mean", h, num_heads=heads, num_kv_heads=heads, head_dim=width // heads, scale=1.0)
