@@ -324,6 +324,28 @@ TEST(Plan, BuffersThatLiveTogetherLieApart) {
     }
 }
 
+// An encoder's layers share one cache: the next may not write while a worker still reads for the last.
+TEST(Plan, LayersThatShareACacheAreKeptApart) {
+  for (int layer : {0, 1}) {
+    ProgramBuilder b(Format::f32);
+    const int x = b.buffer(40);
+    b.op(Embed{x, b.matrix({71}, 40), -1, 0, 1.0f});
+    const int one = b.linear(x, b.matrix({96}, 40)), two = b.linear(x, b.matrix({96}, 40));
+    const int first = b.attention(one, 0, -1), second = b.attention(two, layer, -1);
+    const size_t attention = b.r().ops.size() - 1;
+    const int out = b.linear(first, b.matrix({48}, 48), Activation::none, second);
+    b.linear(one, b.matrix({48}, 96), Activation::none, out);  // nobody's memory is used again
+    for (bool prepares : {false, true}) {
+      const Plan plan = make_plan(b.r(), prepares);
+      for (const std::vector<Phase>* phases : {&plan.few, &plan.many})
+        for (const Phase& phase : *phases)
+          if (size_t(phase.op) == attention) {
+            EXPECT_EQ(phase.barrier, layer == 0);
+          }
+    }
+  }
+}
+
 TEST(Plan, DecodingNeedsFewBarriers) {
   const Program whole = llama(Format::bf16);
   const Routine& program = whole.routines[0];
