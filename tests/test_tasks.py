@@ -256,6 +256,7 @@ def test_features_and_embeddings(pipe: Callable[..., Any], load: Load) -> None:
     np.testing.assert_array_equal(vectors[0], embed("A small cat"))
     np.testing.assert_array_equal(np.stack(list(embed(iter(["A small cat", "the war"])))), vectors[:2])
     np.testing.assert_array_equal(embed("A small cat", normalize=False), features[0, 0])
+    assert embed([]).shape == (0, 32)
     compare = pipe("sentence-similarity", "base", pooling="cls")
     given = {"source_sentence": "A small cat", "sentences": ["the war", "a red cat"]}
     np.testing.assert_allclose(compare(given), vectors[1:] @ vectors[0], rtol=1e-5)

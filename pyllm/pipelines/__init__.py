@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 from ..engine.loading import default_model, load
 from ..engine.model import Model
@@ -39,12 +39,49 @@ TASKS: dict[str, Any] = {
     "sentence-similarity": SentenceSimilarityPipeline,
     "embeddings": EmbeddingsPipeline,
 }
+_Model: TypeAlias = "str | os.PathLike[str] | Model | None"
 LOADING = frozenset(load.__kwdefaults__ or {})  # names of the loading options
 
 
+@overload
+def pipeline(task: Literal["text-generation"], model: _Model = None, **options: Any) -> TextGenerationPipeline: ...
+@overload
+def pipeline(task: Literal["translation"], model: _Model = None, **options: Any) -> TranslationPipeline: ...
+@overload
+def pipeline(task: Literal["summarization"], model: _Model = None, **options: Any) -> SummarizationPipeline: ...
+@overload
+def pipeline(task: Literal["text2text-generation"], model: _Model = None, **options: Any) -> Text2TextPipeline: ...
+@overload
 def pipeline(
-    task: str, model: str | os.PathLike[str] | Model | None = None, *, tokenizer: Any = None, **options: Any
-) -> Any:
+    task: Literal["question-answering"], model: _Model = None, **options: Any
+) -> QuestionAnsweringPipeline: ...
+@overload
+def pipeline(task: Literal["fill-mask"], model: _Model = None, **options: Any) -> FillMaskPipeline: ...
+@overload
+def pipeline(
+    task: Literal["text-classification", "sentiment-analysis"], model: _Model = None, **options: Any
+) -> TextClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["token-classification", "ner"], model: _Model = None, **options: Any
+) -> TokenClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["zero-shot-classification"], model: _Model = None, **options: Any
+) -> ZeroShotClassificationPipeline: ...
+@overload
+def pipeline(
+    task: Literal["feature-extraction"], model: _Model = None, **options: Any
+) -> FeatureExtractionPipeline: ...
+@overload
+def pipeline(
+    task: Literal["sentence-similarity"], model: _Model = None, **options: Any
+) -> SentenceSimilarityPipeline: ...
+@overload
+def pipeline(task: Literal["embeddings"], model: _Model = None, **options: Any) -> EmbeddingsPipeline: ...
+@overload
+def pipeline(task: str, model: _Model = None, **options: Any) -> Any: ...
+def pipeline(task: str, model: _Model = None, *, tokenizer: Any = None, **options: Any) -> Any:
     """The pipeline of a task on a model: called with inputs, it gives what transformers' pipeline of that name gives.
 
     task      "text-generation", "translation", "translation_xx_to_yy" (languages xx and yy), "summarization",
@@ -85,11 +122,11 @@ def pipeline(
 
 
 def _task(task: str) -> Any:
-    if task in TASKS:
+    if isinstance(task, str) and task in TASKS:
         return TASKS[task]
     if isinstance(task, str) and (between := translation_between(task)) is not None:
         return between
-    near = difflib.get_close_matches(str(task), TASKS, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.5) if isinstance(task, str) else []
     hint = f", did you mean {near[0]!r}?" if near else ""
     raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")
 

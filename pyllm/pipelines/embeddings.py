@@ -52,7 +52,9 @@ class EmbeddingsPipeline(TaskPipeline[str]):
         batch_size   texts run together; results don't depend on it
         """
         result = self._call(inputs, options, isinstance(inputs, str))
-        return np.stack(result) if isinstance(result, list) and result else result
+        if not isinstance(result, list):
+            return result
+        return np.stack(result) if result else self.model.embed([])
 
     def _read(self, given: Any) -> str:
         return self._text(given)

@@ -9,7 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from ..decode.options import ALIASES, GenerationOptions
 from ..engine.language_model import LanguageModel
@@ -79,6 +79,16 @@ class TextGenerationPipeline:
             warnings.simplefilter("ignore")  # every call will warn of what it does not use
             GenerationOptions.build(DEFAULTS, generation)
 
+    @overload
+    def __call__(self, text_inputs: str | list[Record], **options: Any) -> list[Record]: ...
+    @overload
+    def __call__(
+        self, text_inputs: list[str] | tuple[str, ...] | list[list[Record]], **options: Any
+    ) -> list[list[Record]]: ...
+    @overload
+    def __call__(self, text_inputs: Iterator[Any], **options: Any) -> Iterator[list[Record]]: ...
+    @overload
+    def __call__(self, text_inputs: Any, **options: Any) -> Any: ...
     def __call__(self, text_inputs: Any, **options: Any) -> Any:
         """Continues one text or chat, or each of several (a list; or a generator, read and answered lazily).
 
