@@ -96,13 +96,15 @@ def configs() -> dict[str, dict[str, Any]]:
 
 def heads(config: dict[str, Any]) -> set[str]:
     """Heads that an encoder's family can have."""
-    found = set()
-    for ending in HEADS:
-        try:
-            found.add(build_network({**config, "architectures": [f"Any{ending}"]}).head)
-        except UnsupportedModelError:
-            continue
+    found = {_head({**config, "architectures": [f"Any{ending}"]}) for ending in HEADS}
     return {head for head in found if head is not None}
+
+
+def _head(config: dict[str, Any]) -> str | None:
+    try:
+        return build_network(config).head
+    except UnsupportedModelError:
+        return None
 
 
 def tasks(kind: str, head: str | None = None) -> list[str]:

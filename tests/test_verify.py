@@ -180,6 +180,14 @@ def test_a_json_file_is_a_reference_too(tmp_path: Path) -> None:
     assert verdicts(verify(toy_folder("gpt2"), path)) == {"logits": "pass", "greedy": "pass"}
 
 
+def test_bfloat16_is_judged_by_its_logits() -> None:
+    report = verify(toy_folder("llama"), toy_folder("llama"), dtype="bfloat16")
+    assert report.agrees, report.table()
+    beams = report.checks[-1]
+    assert 0 < beams.agreed < len(beams.rows)
+    assert "not judged in bfloat16" in beams.note
+
+
 def test_near_ties_agree_and_say_so() -> None:
     reference = read_reference(toy_folder("gpt2"), "decoder")
     case = next(each for each in reference.cases if not each.scores)

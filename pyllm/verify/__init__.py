@@ -39,7 +39,7 @@ def verify(
                 float32, which must be installed with PyTorch
     dtype, device, num_threads   how pyllm runs the model (see `pyllm.load`)
     tolerance   largest difference of logits that agrees, in units of their standard deviation where that is above 1;
-                None: 1e-4 in float32, 0.3 in bfloat16
+                None: 1e-4 in float32, 0.3 in bfloat16, whose texts may differ from the reference's and still agree
     texts       more texts to ask a live transformers about
     save        a folder to write the reference to, for later runs
 

@@ -44,6 +44,11 @@ def ask_transformers(folder: Path, config: Mapping[str, Any], questions: Questio
             model = _load(torch, transformers, folder, config, questions.kind)
             passes = [_pass(torch, model, questions.kind, pair) for pair in questions.inputs]
             cases = _generate(torch, transformers, model, questions)
+    except Exception as error:  # whatever transformers and its libraries raise
+        raise InvalidOptionError(
+            f"[verify] {origin} must run {folder}, got {type(error).__name__}: {str(error)[:300]}; give recorded "
+            "outputs with --reference"
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
@@ -67,13 +72,7 @@ def _load(torch: Any, transformers: Any, folder: Path, config: Mapping[str, Any]
     name = (config.get("architectures") or [""])[0]
     found = getattr(transformers, str(name), None) or getattr(transformers, AUTO[kind])
     dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    try:
-        return found.from_pretrained(str(folder), **{dtype: torch.float32}).eval()
-    except Exception as error:  # whatever transformers and its libraries raise
-        raise InvalidOptionError(
-            f"[verify] transformers must load {folder}, got {type(error).__name__}: {str(error)[:300]}; give recorded "
-            "outputs with --reference"
-        ) from error
+    return found.from_pretrained(str(folder), **{dtype: torch.float32}).eval()
 
 
 def _pass(torch: Any, model: Any, kind: str, pair: tuple[list[int], list[int]]) -> Pass:

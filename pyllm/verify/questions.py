@@ -82,11 +82,11 @@ def _inputs(
     room = max(1, min(LONGEST, *(program.max_positions for program in network.programs.values())) - NEW_TOKENS)
     if network.kind == "encoder":
         room += NEW_TOKENS
-    low = network.main.vocab_size
+    first = network.main if network.encode is None else network.encode  # reads the first of a pair
     if tokenizer is None:
         random = np.random.default_rng(0)
-        sizes = (1, 7, min(40, room))
-        found = [(random.integers(min(3, low - 1), low, size).tolist(), [0] * size) for size in sizes]
+        sizes, high = (1, 7, min(40, room)), first.vocab_size
+        found = [(random.integers(min(3, high - 1), high, size).tolist(), [0] * size) for size in sizes]
     elif network.kind == "encoder":
         pairs = [(text, None) for text in texts] + [(texts[1], texts[0])]
         encodings = [tokenizer.encode_plus(*pair) for pair in pairs]
@@ -102,7 +102,7 @@ def _inputs(
         end = config.get("eos_token_id")
         sources = [[*ids[:-1], end] if isinstance(end, int) else ids for ids, _ in found]
         return [(ids, [start, *ids[:-1]]) for ids in sources]
-    return [(ids, [start, *[token % low for token in ids[::-1]][: room - 1]]) for ids, _ in found]
+    return [(ids, [start, *[token % network.main.vocab_size for token in ids[::-1]][: room - 1]]) for ids, _ in found]
 
 
 def start_token(config: Mapping[str, Any]) -> int:

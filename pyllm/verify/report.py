@@ -33,10 +33,9 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """fail if any row does; skipped without rows."""
-        if any(row.verdict == FAIL for row in self.rows):
-            return FAIL
-        return PASS if self.rows else SKIPPED
+        """fail if any row does; skipped without any that is judged."""
+        verdicts = {row.verdict for row in self.rows}
+        return FAIL if FAIL in verdicts else PASS if PASS in verdicts else SKIPPED
 
     @property
     def agreed(self) -> int:
