@@ -24,7 +24,7 @@ from pyllm.errors import (
     UnknownOptionError,
     UnsupportedModelError,
 )
-from pyllm.pipelines.alignments import aligned, target_words
+from pyllm.pipelines.alignments import aligned, target_words, text_of
 
 CASES: list[dict[str, Any]] = json.loads((FIXTURES / "seq2seq_pipelines.json").read_text(encoding="utf-8"))["cases"]
 TEXTS = ["Hello world, how are you today?", "This is a test."]
@@ -177,6 +177,29 @@ def test_words_of_target_tokens(toy: Load) -> None:
         for word in own:
             spelled[word] += (tokenizer.id_to_token(id) or "").replace("\u2581", "")
     assert spelled == shown
+
+
+def test_words_are_those_of_the_text_that_is_returned(toy: Load) -> None:
+    tokenizer = toy("marian").tokenizer  # its own files ask for a clean-up, the pipeline for none by default
+    pieces = ("\u2581Sim", "\u2581", ",", "\u2581senhor", "</s>")
+    ids = [tokenizer.token_to_id(piece) for piece in pieces]
+    told = {False: ("Sim , senhor", [[0], [1], [1], [2], []]), True: ("Sim, senhor", [[0], [0], [0], [1], []])}
+    for clean_up, (text, words) in told.items():
+        assert text_of(tokenizer, ids, clean_up) == text
+        assert [list(own) for own in target_words(tokenizer, ids, clean_up)] == words
+
+
+def test_a_language_is_asked_for_in_the_source(toy: Load) -> None:
+    pipe = pyllm.pipeline("translation", toy("marian"), max_new_tokens=5)
+    asked = pipe("Hello there", tgt_lang="por", return_alignments=True)[0]
+    assert asked["source_tokens"] == [">>por<<", "\u2581Hello", "\u2581there", "</s>"]
+    assert asked["translation_text"] == pipe(">>por<< Hello there")[0]["translation_text"]
+    assert asked["translation_text"] != pipe("Hello there")[0]["translation_text"]
+    named = pyllm.pipeline("translation_en_to_por", toy("marian"), max_new_tokens=5)
+    assert named("Hello there")[0]["translation_text"] == asked["translation_text"]
+    assert pipe("word " * 90, tgt_lang="por", truncation=True)[0]["truncated_tokens"] == 28
+    with pytest.raises(TokenizerError, match=r"got 'deu'"):
+        pipe("x", tgt_lang="deu")
 
 
 def test_a_text_that_is_too_long(toy: Load) -> None:

@@ -15,12 +15,17 @@ Words = Sequence[int]
 
 
 def record(
-    tokenizer: Tokenizer, source: PreparedSource, target_ids: Sequence[int], attention: NDArray[np.float32]
+    tokenizer: Tokenizer,
+    source: PreparedSource,
+    target_ids: Sequence[int],
+    attention: NDArray[np.float32],
+    clean_up: bool = False,
 ) -> dict[str, Any]:
     """What return_alignments adds to a record. attention: float32 [target tokens, source tokens], row t what token t
-    was chosen with."""
+    was chosen with. clean_up: see `text_of`."""
+    targets = target_words(tokenizer, target_ids, clean_up)
     return {
-        "alignments": aligned(attention, source_words(tokenizer, source), target_words(tokenizer, target_ids)),
+        "alignments": aligned(attention, source_words(tokenizer, source), targets),
         "attention": attention,
         "source_tokens": [tokenizer.id_to_token(id) or "" for id in source.ids],
         "target_tokens": [tokenizer.id_to_token(id) or "" for id in target_ids],
@@ -53,14 +58,20 @@ def source_words(tokenizer: Tokenizer, source: PreparedSource) -> list[int | Non
     return [None if special else next(words) for special in mask]
 
 
-def target_words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Words]:
-    """For each token the indices in text.split() of the words it is part of: mostly one, none for special tokens. A
-    token without text of its own (a space, part of a character) goes with the one after it."""
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], clean_up: bool) -> str:
+    """The text of a target. clean_up: without spaces before punctuation, whatever the tokenizer's files say."""
+    detokenizer = tokenizer.detokenizer(clean_up_tokenization_spaces=clean_up)
+    return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
+
+
+def target_words(tokenizer: Tokenizer, ids: Sequence[int], clean_up: bool = False) -> list[Words]:
+    """For each token the indices in text_of(...).split() of the words it is part of: mostly one, none for special
+    tokens. A token without text of its own (a space, part of a character) goes with the one after it."""
     found: list[Words] = []
     waiting: list[int] = []
     before = ""
     for count in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:count]).rstrip()
+        text = text_of(tokenizer, ids[:count], clean_up).rstrip()
         words: Words = ()
         if text != before:
             known, now = len(before.split()), len(text.split())

@@ -142,10 +142,10 @@ class Text2TextPipeline(TaskPipeline[str]):
         """Says which inputs' lengths do not go with the length of the targets."""
 
     def _record(self, source: PreparedSource, start: list[int], sequence: GeneratedSequence, own: Settings) -> Record:
-        ids = [*start, *sequence.token_ids]
+        ids, clean_up = [*start, *sequence.token_ids], own["clean_up_tokenization_spaces"]
         record: Record = {}
         if own["return_text"] or not own["return_tensors"]:
-            record[f"{self.KEY}_text"] = self._target_text(ids, own["clean_up_tokenization_spaces"])
+            record[f"{self.KEY}_text"] = alignments.text_of(self.tokenizer, ids, clean_up)
         if own["return_tensors"]:
             record[f"{self.KEY}_token_ids"] = ids
         if own["return_scores"]:
@@ -153,12 +153,8 @@ class Text2TextPipeline(TaskPipeline[str]):
         if own["return_alignments"]:
             assert sequence.cross_attentions is not None
             attention = sequence.cross_attentions[0].mean(axis=0)
-            record |= alignments.record(self.tokenizer, source, ids[1:], attention)
+            record |= alignments.record(self.tokenizer, source, ids[1:], attention, clean_up)
         return with_cut(record, source.cut)
-
-    def _target_text(self, ids: Sequence[int], clean_up: bool) -> str:
-        detokenizer = self.tokenizer.detokenizer(clean_up_tokenization_spaces=clean_up)
-        return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
 
 
 def _prefixes(given: Any, first: int | None, count: int) -> Any:
