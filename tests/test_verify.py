@@ -138,6 +138,25 @@ def check_page(text: str, plots: int) -> None:
     assert tags.count["rect"] > 0 < tags.count["polyline"]
 
 
+def test_differences_are_those_of_the_arrays() -> None:
+    random = np.random.default_rng(3)
+    expected = random.standard_normal((7, 40)).astype(np.float32)
+    found = expected + random.normal(scale=1e-3, size=expected.shape).astype(np.float32)
+    found[2] = found[2][::-1]
+    apart = difference(found, expected)
+    size = np.abs(found.astype(np.float64) - expected)
+    np.testing.assert_allclose(apart.by_row, size.max(axis=1))
+    assert apart.max_abs == size.max() == max(apart.by_row)
+    assert apart.mean_abs == pytest.approx(size.mean())
+    assert apart.deviation == pytest.approx(expected.astype(np.float64).std())
+    assert apart.top1 == np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) < 1
+    assert 0.5 < apart.top5 < 1
+    assert sum(apart.histogram) == found.size
+    assert apart.histogram[-1] == (size > 10).sum()
+    assert len(apart.points) == found.size  # fewer than are shown
+    assert difference(expected, expected).histogram[0] == found.size
+
+
 def test_names_are_escaped_and_what_is_no_number_is_drawn() -> None:
     wrong = np.full((3, 5), np.nan, np.float32)
     apart = difference(wrong, np.ones((3, 5), np.float32))
