@@ -108,6 +108,10 @@ def test_target_prefixes(toy: Load) -> None:
         assert record["translation_token_ids"][: 2 + len(own)] == [2, forced, *own]
         assert pipe(text, target_prefix=prefix)[0]["translation_text"] == record["translation_text"]
     assert pipe(TEXTS, target_prefix=prefixes, batch_size=1, return_tensors=True, return_text=True) == found
+    languages = {"src_lang": "en_XX", "tgt_lang": "de_DE", "max_new_tokens": 6, "target_prefix": prefixes[0]}
+    written = pipe.model.generate(TEXTS[0], **languages).text
+    assert written == "".join(pipe.model.stream(TEXTS[0], **languages))
+    assert written.startswith(prefixes[0])
     with pytest.raises(InvalidOptionError, match=r"got 3 for 2 inputs"):
         pipe(TEXTS, target_prefix=["a", "b", "c"])
 
