@@ -80,7 +80,7 @@ def _tokenized(tokenizer: Callable[[], Tokenizer], text: str, expected: list[int
     at = min(len(found), len(expected)) if at < 0 else at
     theirs, ours = expected[at : at + 4], found[at : at + 4]
     return Row(
-        label, FAIL, f"{len(expected)} tokens expected, got {len(found)}; from token {at} on {theirs} and {ours}"
+        label, FAIL, f"token {at} and on: {theirs} expected, got {ours}; {len(expected)} and {len(found)} in all"
     )
 
 
