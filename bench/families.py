@@ -32,12 +32,13 @@ WARM_UP = 8
 PROMPT = 256
 
 
-def bytes_read(program: Program, dtype: str) -> int:
-    """Bytes of the matrices that a step of one row multiplies by."""
+def bytes_read(program: Program, dtype: str, *, every_row: bool = False) -> int:
+    """Bytes of the matrices that a step of one row multiplies by; every_row: without those that only rows whose output
+    is wanted meet (the head)."""
     size = 4 if dtype == "float32" else 2
     total = 0
     for op in program.ops:
-        if isinstance(op, Linear):
+        if isinstance(op, Linear) and not (every_row and op.out.rows == "R"):
             total += op.weight.shape[0] * op.weight.shape[1]
         elif isinstance(op, Experts):
             each = op.gate_up[0].shape[0] * op.gate_up[0].shape[1] + op.down[0].shape[0] * op.down[0].shape[1]
@@ -71,10 +72,10 @@ def measure(folder: Path, dtype: str, threads: int, steps: int) -> dict[str, flo
             first, decode = min((step_times(model, prompt, steps) for _ in range(3)), key=lambda pair: pair[1])
             found["decode"] = decode * 1e9 / read
             if model.network.encode is None:
-                body = bytes_read(model.network.step, dtype) / 1e3
+                body = bytes_read(model.network.step, dtype, every_row=True) / 1e3
                 found["prefill"] = first * 1e9 / body / PROMPT
         if model.network.encode is not None:
-            body = bytes_read(model.network.encode, dtype) / 1e3
+            body = bytes_read(model.network.encode, dtype, every_row=True) / 1e3
             run = (
                 (lambda: model.forward([prompt], output="hidden"))
                 if model.network.step is None
