@@ -138,7 +138,7 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
                             },
                             [&](const Attention& o) {
                               if (o.bias.any())
-                                sizes.bias = page_up(size_t(kAttendRows * round_up(keys, 16)) * sizeof(float));
+                                sizes.bias = page_up(size_t(kAttendRows * bias_stride(keys)) * sizeof(float));
                             },
                             [](const auto&) {}},
                  op);

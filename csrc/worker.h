@@ -49,6 +49,9 @@ struct ScratchSizes {
   size_t total() const { return norm + prepared + bias + experts + work; }
 };
 
+// Floats between rows of biases of attention scores, of which there are kAttendRows.
+static constexpr int64_t bias_stride(int64_t keys) { return round_up(keys, 16) + kAttendRows; }
+
 class Worker {
  public:
   Worker(const StepShared& shared, const ScratchSizes& sizes, Team& team);
@@ -95,8 +98,7 @@ class Worker {
   void append(const Attention& o, int head, int sequence, int row0, int row1);
   void attend(const Attention& o, int op, int head, const AttendTask& task);
   const float* content_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int r) const;
-  void add_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int64_t position,
-                const float** rows) const;
+  const float* distance_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head) const;
   void attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op, int head, const AttendTask& task,
                       const ScoreBias* bias, const int32_t* keys);
 

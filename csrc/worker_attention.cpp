@@ -115,10 +115,8 @@ void Worker::apply(const CrossAttention& o, const Phase& phase) {
 // The rest of the arguments, from the rows of a task, and the call. keys: of each sequence, where weights are captured.
 void Worker::attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op, int head, const AttendTask& task,
                             const ScoreBias* bias, const int32_t* keys) {
-  const float* queries[kAttendRows];
-  const float* biases[kAttendRows];
-  float* outputs[kAttendRows];
-  float* weights[kAttendRows];
+  const float *queries[kAttendRows], *biases[kAttendRows];
+  float *outputs[kAttendRows], *weights[kAttendRows];
   const std::vector<float*>* wanted = s_.capture ? &s_.capture->weights[size_t(op)] : nullptr;
   if (wanted && wanted->empty()) wanted = nullptr;
   int sequence = task.sequence;
@@ -129,7 +127,8 @@ void Worker::attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op
     outputs[i] = row(out, r) + query_head * a.head_dim;
     if (query_head == num_heads - 1) clear_padding(out, row(out, r));
     if (bias && bias->by_content()) biases[i] = content_bias(*bias, a, i, query_head, r);
-    else if (bias) add_bias(*bias, a, i, query_head, b_.positions[r], biases);
+    // The same head's row of the token before, one place on: a bias by distance is the same for all of a task's tokens.
+    else if (bias) biases[i] = i < a.group ? distance_bias(*bias, a, i, query_head) : biases[i - a.group] - 1;
     if (!wanted) continue;
     while (b_.starts[sequence + 1] <= r) sequence++;  // a task of cross-attention may span sequences
     const int64_t rows = b_.starts[sequence + 1] - b_.starts[sequence];
@@ -144,7 +143,7 @@ void Worker::attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op
 
 // The row of biases by content of one query vector, in row r of the step, which holds its whole sequence.
 const float* Worker::content_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int r) const {
-  float* filled = bias_ + vector * round_up(a.num_keys, 16);
+  float* filled = bias_ + vector * bias_stride(a.num_keys);
   const int64_t position = b_.positions[r], last = int64_t(bias.c2p_index.size()) - 1;
   const int64_t column = query_head * bias.span;
   const int key0 = r - int(position);  // row of the sequence's first token
@@ -157,27 +156,26 @@ const float* Worker::content_bias(const ScoreBias& bias, const AttendArgs& a, in
   return filled;
 }
 
-// The row of biases of one query vector: num_keys floats, in the table itself where it covers all their distances.
-void Worker::add_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int64_t position,
-                      const float** rows) const {
-  float* filled = bias_ + vector * round_up(a.num_keys, 16);
-  rows[vector] = filled;
+// The row of biases by distance of a query vector: num_keys floats, and in front of them one for each later token of
+// the task. In the table itself where it covers all their distances.
+const float* Worker::distance_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head) const {
+  const int64_t position = a.first_position + (a.first_head + vector) / a.group;
+  const int64_t later = (a.first_head + a.vectors - 1) / a.group - (a.first_head + vector) / a.group;
+  const int64_t first = -position - later, count = a.num_keys + later;  // distances first, first + 1, ...
+  float* filled = bias_ + vector * bias_stride(a.num_keys);
   if (bias.table < 0) {
     const float slope = bias.slopes[size_t(query_head)];
-    for (int64_t key = 0; key < a.num_keys; key++) filled[key] = slope * float(int32_t(key - position));
-    return;
+    for (int32_t i = 0, from = int32_t(first), n = int32_t(count); i < n; i++) filled[i] = slope * float(from + i);
+    return filled + later;
   }
   const float* table = s_.weights.vector(bias.table) + query_head * bias.span;
-  const int64_t shift = -position - bias.first;  // key + shift: index in the table
-  if (shift >= 0 && a.num_keys + shift <= bias.span) {
-    rows[vector] = table + shift;
-    return;
-  }
-  const int64_t begin = std::clamp(-shift, int64_t(0), a.num_keys),
-                end = std::clamp(bias.span - shift, begin, a.num_keys);
+  const int64_t shift = first - bias.first;  // i + shift: index in the table
+  if (shift >= 0 && count + shift <= bias.span) return table + shift + later;
+  const int64_t begin = std::clamp(-shift, int64_t(0), count), end = std::clamp(bias.span - shift, begin, count);
   std::fill(filled, filled + begin, table[0]);
   std::copy(table + begin + shift, table + end + shift, filled + begin);
-  std::fill(filled + end, filled + a.num_keys, table[bias.span - 1]);
+  std::fill(filled + end, filled + count, table[bias.span - 1]);
+  return filled + later;
 }
 
 }  // namespace pyllm

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner
 from pyllm.program.network import Network
-from pyllm.program.program import NormSlice, Program
+from pyllm.program.program import Disentangled, NormSlice, Program
 from pyllm.program.recorder import Recorder
 from pyllm.program.tensors import Alibi, Buffer, Matrix, RelativeBias, Source, Vector
 
@@ -130,6 +130,13 @@ def encoder_layer(r: Recorder, i: int, x: Buffer, **options: Any) -> Buffer:
     return r.hidden(r.layer_norm("norm2", h, vector(f"e{i}.norm2.weight", D), vector(f"e{i}.norm2.bias", D), 1e-5))
 
 
+def disentangled(r: Recorder, x: Buffer) -> Disentangled:
+    """Distances from -17 to 17 in 9 places, counted from either end."""
+    c2p, p2c = (r.linear(name, x, matrix(name, H * 9, D)) for name in ("c2p", "p2c"))
+    places = tuple(abs(i * 9 // 35) for i in range(35))
+    return Disentangled(c2p, p2c, num_heads=H, span=9, first=-17, c2p_index=places, p2c_index=places[::-1])
+
+
 def encoder_body(r: Recorder, table: Matrix) -> Buffer:
     x = r.embed("embed", table, types=matrix("types", 3, D))
     sinusoids = np.sin(np.arange(POSITIONS * D, dtype=np.float32).reshape(POSITIONS, D))
@@ -137,9 +144,12 @@ def encoder_body(r: Recorder, table: Matrix) -> Buffer:
     p = r.embed_positions("positions", Matrix("sinusoids", (POSITIONS, D), (positions,)))
     x = r.linear("both", p, matrix("mix", D, D), residual=x)
     x = r.hidden(r.layer_norm("first", x, vector("first.norm.weight", D), vector("first.bias", D), 1e-5))
-    for i, options in enumerate([{"bias": relative("both", 45)}, {"window": 20}, {"softcap": 4.0}]):
+    options: list[dict[str, Any]] = [{"bias": relative("both", 45)}, {"window": 20}, {"softcap": 4.0}]
+    for i, more in enumerate(options):
         with r.layer(i):
-            x = encoder_layer(r, i, x, **options)
+            if i == 1:
+                more |= {"bias": disentangled(r, x)}
+            x = encoder_layer(r, i, x, **more)
     return x
 
 

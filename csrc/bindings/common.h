@@ -33,6 +33,7 @@ Activation activation_of(const std::string& name);  // pyllm.program.ActivationN
 const Kernels& kernels_of(const py::object& isa);   // None: the default
 int threads_of(const py::object& threads);          // None: the default
 
+void bind_program(py::module_& m);
 void bind_model(py::module_& m);
 void bind_ops(py::module_& m);
 

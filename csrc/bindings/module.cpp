@@ -1,5 +1,5 @@
-// The module pyllm._C: translation of errors, facts about this machine. Classes are in model.cpp, operations in
-// ops.cpp.
+// The module pyllm._C: translation of errors, facts about this machine. Classes are in program.cpp and
+// model.cpp, operations in ops.cpp.
 #include <pybind11/stl.h>
 
 #include <new>
@@ -81,6 +81,7 @@ PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("num_threads"),
         py::call_guard<py::gil_scoped_release>(),
         "Bytes a second at which so many threads read so many bytes of memory: the median of nine passes.");
+  bind_program(m);
   bind_model(m);
   bind_ops(m);
 }

@@ -1,4 +1,4 @@
-// The executor: the same bits however a text is fed, wrong batches refused, memory planned without overlaps.
+// The executor: the same bits however a text is fed, wrong batches refused.
 // That the numbers are the right ones is tested from Python, against the float64 interpreter.
 #include <gtest/gtest.h>
 
@@ -9,7 +9,6 @@
 #include "errors.h"
 #include "executor.h"
 #include "kernel_test.h"
-#include "plan.h"
 #include "toy_program.h"
 
 namespace pyllm {
@@ -236,125 +235,6 @@ TEST_F(WrongBatch, LogitRows) {
 TEST_F(WrongBatch, ForeignCache) {
   cache_ = std::make_unique<KvCache>(KvShape{Format::bf16, 2, 2, 12}, 0);
   expect(ErrorKind::array, "another model");
-}
-
-TEST(Program, ProblemsAreListedTogether) {
-  Program program = llama(Format::f32);
-  program.routines[0].buffers[0].cols = 11;  // the rotary table
-  std::get<Linear>(program.routines[0].ops[3]).weight = 99;
-  try {
-    program.check();
-    ADD_FAILURE() << "taken";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::program);
-    for (const char* part : {"rotary", "op 3", "; "})
-      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
-}
-
-// What a wrong lowering could give: each is an error, never a crash.
-TEST(Program, EveryFieldIsChecked) {
-  const auto refused = [](const char* what, Program (*make)(Format), const std::function<void(Program&)>& spoil) {
-    SCOPED_TRACE(what);
-    Program program = make(Format::bf16);
-    program.check();
-    spoil(program);
-    EXPECT_THROW(program.check(), Error);
-  };
-  const auto op = [](Program& p, size_t routine, auto kind) -> decltype(kind)& {
-    for (Op& one : p.routines[routine].ops)
-      if (auto* found = std::get_if<decltype(kind)>(&one)) return *found;
-    throw std::runtime_error("no such op");
-  };
-  refused("a slice outside", mixture, [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].begin = 73; });
-  refused("a slice that overflows", mixture,
-          [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].count = int64_t(1) << 62; });
-  refused("weights of a slice", mixture, [&](Program& p) { op(p, 0, HeadNorm{}).slices[0].weight = 0; });
-  refused("slopes", mixture, [&](Program& p) { op(p, 0, Attention{}).bias.slopes.pop_back(); });
-  refused("a table of biases", mixture, [&](Program& p) { op(p, 0, Attention{}).bias = {0, 0, 12, {}}; });
-  refused("a vector that is none", mixture, [&](Program& p) { op(p, 0, Attention{}).bias.table = 99; });
-  refused("causal and not", mixture, [&](Program& p) { op(p, 0, Attention{}).causal = false; });
-  refused("an expert", mixture, [&](Program& p) { op(p, 0, Experts{}).down[1] = 0; });
-  refused("an expert that is none", mixture, [&](Program& p) { op(p, 0, Experts{}).gate_up[1] = -1; });
-  refused("experts that do not pair", mixture, [&](Program& p) { op(p, 0, Experts{}).down.pop_back(); });
-  refused("half a shared expert", mixture, [&](Program& p) { op(p, 0, Experts{}).shared_down = -1; });
-  refused("top_k", mixture, [&](Program& p) { op(p, 0, Experts{}).top_k = 6; });
-  refused("a small hidden buffer", mixture,
-          [&](Program& p) { p.routines[0].buffers[size_t(op(p, 0, Experts{}).hidden)].cols--; });
-  refused("a shared hidden buffer", mixture, [&](Program& p) { op(p, 0, Experts{}).hidden = op(p, 0, Experts{}).out; });
-  refused("a residual", mixture, [&](Program& p) { op(p, 0, Norm{}).residual = op(p, 0, HeadNorm{}).out; });
-  refused("types", translator, [&](Program& p) { p.matrices[size_t(op(p, 0, Embed{}).types)].shape.k = 39; });
-  refused("positions", translator, [&](Program& p) { op(p, 0, Embed{}).by_position = true; });
-  refused("a cross layer", translator, [&](Program& p) { op(p, 0, StoreCross{}).layer = 2; });
-  refused("no cross cache", translator, [&](Program& p) { p.cross = {}; });
-  refused("cross heads", translator, [&](Program& p) { op(p, 1, CrossAttention{}).num_heads = 3; });
-  refused("cross queries", translator, [&](Program& p) { p.cross.head_dim = 4; });
-  refused("the output", translator, [&](Program& p) { p.routines[0].output = 0; });
-  refused("no routine", translator, [&](Program& p) { p.routines.clear(); });
-}
-
-TEST(Program, MustBeLoadedBeforeItRuns) {
-  Executor executor(llama(Format::f32), 1, kernels());
-  Feeder feeder(executor);
-  EXPECT_THROW(feeder.feed({{"a", {1}}}), Error);
-}
-
-TEST(Plan, BuffersThatLiveTogetherLieApart) {
-  const std::vector<Program> wholes = {llama(Format::f32),     llama(Format::bf16),   parallel(Format::f32),
-                                       parallel(Format::bf16), mixture(Format::bf16), translator(Format::f32)};
-  for (const Program& whole : wholes)
-    for (const Routine& program : whole.routines) {
-      const Plan plan = make_plan(program, whole.format == Format::bf16);
-      for (size_t i = 0; i < program.ops.size(); i++) {
-        std::vector<int> at_once = reads(program.ops[i]);
-        at_once.push_back(writes(program.ops[i]));
-        if (at_once.back() < 0) at_once.pop_back();
-        if (const Experts* experts = std::get_if<Experts>(&program.ops[i])) at_once.push_back(experts->hidden);
-        for (int a : at_once)
-          for (int b : at_once) {
-            if (a == b || a == program.output || b == program.output) continue;
-            const int64_t begin = plan.columns[size_t(a)], other = plan.columns[size_t(b)];
-            EXPECT_TRUE(begin + program.buffers[size_t(a)].ld() <= other ||
-                        other + program.buffers[size_t(b)].ld() <= begin);
-          }
-      }
-      int64_t sum = 0;
-      for (const Buffer& buffer : program.buffers) sum += buffer.ld();
-      EXPECT_LT(plan.width, sum / 2);  // memory is used again
-    }
-}
-
-// An encoder's layers share one cache: the next may not write while a worker still reads for the last.
-TEST(Plan, LayersThatShareACacheAreKeptApart) {
-  for (int layer : {0, 1}) {
-    ProgramBuilder b(Format::f32);
-    const int x = b.buffer(40);
-    b.op(Embed{x, b.matrix({71}, 40), -1, 0, 1.0f});
-    const int one = b.linear(x, b.matrix({96}, 40)), two = b.linear(x, b.matrix({96}, 40));
-    const int first = b.attention(one, 0, -1), second = b.attention(two, layer, -1);
-    const size_t attention = b.r().ops.size() - 1;
-    const int out = b.linear(first, b.matrix({48}, 48), Activation::none, second);
-    b.linear(one, b.matrix({48}, 96), Activation::none, out);  // nobody's memory is used again
-    for (bool prepares : {false, true}) {
-      const Plan plan = make_plan(b.r(), prepares);
-      for (const std::vector<Phase>* phases : {&plan.few, &plan.many})
-        for (const Phase& phase : *phases)
-          if (size_t(phase.op) == attention) {
-            EXPECT_EQ(phase.barrier, layer == 0);
-          }
-    }
-  }
-}
-
-TEST(Plan, DecodingNeedsFewBarriers) {
-  const Program whole = llama(Format::bf16);
-  const Routine& program = whole.routines[0];
-  const Plan plan = make_plan(program, true);
-  int barriers = 0;
-  for (const Phase& phase : plan.few) barriers += phase.barrier;
-  EXPECT_LE(barriers, 5 * program.kv.layers + 2);
-  for (const Phase& phase : plan.few)
-    EXPECT_TRUE(phase.kind != Phase::Kind::prepare && !std::holds_alternative<Norm>(program.ops[size_t(phase.op)]));
 }
 
 }  // namespace
