@@ -1,6 +1,6 @@
 """Encoders and encoder-decoders of real shapes with random weights: BERT-base and Marian-base, as JSON.
 
-    python bench/shapes.py [--threads N] [--dtypes float32,bfloat16] [--only bert,marian]
+    python bench/shapes.py [--threads N] [--dtypes float32,bfloat16] [--only bert,marian] [--bert DIR] [--marian DIR]
 
 bert: bert-base-uncased's shape; milliseconds for 1 x 128 tokens, sequences/s for 32 x 128 and for 32 ragged texts of 8
 to 128 tokens, with the share of the matmul arithmetic. marian: opus-mt's shape (6 + 6 layers of 512, a vocabulary of
@@ -100,7 +100,8 @@ def bert(model: Any) -> dict[str, Any]:
 def marian(model: Any) -> dict[str, Any]:
     random = np.random.RandomState(0)
     sources = random.randint(100, 58000, size=(32, 30)).tolist()
-    options = {"max_new_tokens": 30, "min_new_tokens": 30, "eos_token_id": None, "do_sample": False}
+    model.generation_config = {}  # no end token, forced or not: every target has 30 tokens
+    options = {"max_new_tokens": 30, "do_sample": False}
     alone = model.generate(sources[5], **options)
     if model.generate(sources[:8], **options)[5].token_ids != alone.token_ids:
         sys.exit("wrong result: a translation depends on its batch")
@@ -118,15 +119,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--only", default="bert,marian")
+    for name in ("bert", "marian"):
+        parser.add_argument(f"--{name}", type=Path, help="a checkpoint folder instead of the random one")
     args = parser.parse_args()
     cases = {"bert": (BERT, bert), "marian": (MARIAN, marian)}
     print(json.dumps({"isa": _C.isa(), "threads": args.threads}))
     for name in args.only.split(","):
         config, measure = cases[name]
         with tempfile.TemporaryDirectory() as temporary:
-            write_random(Path(temporary), config)
+            folder = getattr(args, name) or Path(temporary)
+            if folder == Path(temporary):
+                write_random(folder, config)
             for dtype in args.dtypes.split(","):
-                with pyllm.load(temporary, dtype=dtype, num_threads=args.threads) as model:
+                with pyllm.load(folder, dtype=dtype, num_threads=args.threads) as model:
                     print(json.dumps({"model": name, "dtype": dtype, **measure(model)}), flush=True)
 
 
