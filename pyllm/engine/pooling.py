@@ -7,7 +7,6 @@ the mean of all rows, and so does this.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.json_file import read_json_object
+from ..checkpoint.json_file import parse_json, read_json_object
 from ..checkpoint.weights import close_files, read_weights
 from ..errors import CheckpointError, InvalidConfigError, InvalidOptionError, UnsupportedModelError
 from ..program import reference
@@ -112,8 +111,8 @@ def chosen_modes(pooling: str | Sequence[str] | None, default: Sequence[str]) ->
     """The names a caller gave, checked. Raises InvalidOptionError."""
     if pooling is None:
         return tuple(default)
-    names = [pooling] if isinstance(pooling, str) else list(pooling)
-    found = [SHORT.get(name, name) for name in names]
+    names = [pooling] if isinstance(pooling, str) else list(pooling) if isinstance(pooling, (list, tuple)) else []
+    found = [SHORT.get(name, name) if isinstance(name, str) else "" for name in names]
     if not found or any(name not in MODES for name in found):
         raise InvalidOptionError(
             f"[embed] pooling must be one or several of {', '.join(MODES)}, got {pooling!r:.80}; leave it out for the "
@@ -158,16 +157,18 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
     if not path.is_file():
         return []
     try:
-        modules = json.loads(path.read_text("utf-8"))
+        modules = parse_json(path.read_text("utf-8"))
         found = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules]
+        places = [(kind, (folder / place).resolve()) for kind, place in found]  # ValueError for a NUL
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidConfigError(
             f"[modules.json] must list objects with type and path, {path} does not ({error!r:.80}); write it again"
         ) from error
-    places = [(kind, (folder / place).resolve()) for kind, place in found]
     outside = [str(place) for _, place in places if not place.is_relative_to(folder.resolve())]
     if outside:
-        raise InvalidConfigError(f"[modules.json] paths must lie in the folder, got {', '.join(outside)}; correct them")
+        raise InvalidConfigError(
+            f"[modules.json] paths must lie in the folder, got {', '.join(outside)[:200]}; correct them"
+        )
     return places
 
 
@@ -232,7 +233,7 @@ def _read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     config = read_json_object(path, InvalidConfigError)
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     texts = isinstance(prompts, dict) and all(isinstance(text, str) for text in prompts.values())
-    if not texts or (default is not None and default not in prompts):
+    if not texts or (default is not None and not (isinstance(default, str) and default in prompts)):
         raise InvalidConfigError(
             f"[{path.name}] prompts must be texts by name and default_prompt_name one of the names, got "
             f"{prompts!r:.120} and {default!r:.40}; correct the file"

@@ -90,12 +90,12 @@ def build_network(config: Mapping[str, Any]) -> Network:
     model_type = config.get("model_type")
     supported = f"supported are {', '.join(REGISTRY)}"
     if not isinstance(model_type, str):
-        got = "it is missing" if model_type is None else f"got {model_type!r}"
+        got = "it is missing" if model_type is None else f"got {model_type!r:.80}"
         raise InvalidConfigError(f"[config.json] model_type must name the model family, {got}; {supported}")
     if model_type not in REGISTRY:
-        near = difflib.get_close_matches(model_type.lower(), REGISTRY, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(model_type[:80].lower(), REGISTRY, n=1, cutoff=0.5)
         hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise UnsupportedModelError(f"[config.json] there is no model_type {model_type!r} here, {supported}{hint}")
+        raise UnsupportedModelError(f"[config.json] there is no model_type {model_type!r:.80} here, {supported}{hint}")
     return as_network(_module(model_type).build(config))
 
 

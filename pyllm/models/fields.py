@@ -10,6 +10,7 @@ from ..errors import InvalidConfigError, UnsupportedModelError
 LARGEST = 2**31 - 1  # sizes and ids are int32 in the core
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 65536
+MAX_PROBLEM = 500  # characters of one problem: a message must not repeat a value of any length
 TINY, HUGE = 1e-30, 1e30  # well within float32
 _MISSING = object()
 # What GPT-2's fields, and those of its relatives, are called elsewhere; transformers reads both.
@@ -118,11 +119,11 @@ class Fields:
 
     def invalid(self, problem: str) -> None:
         """Notes something that is wrong in any case."""
-        self._invalid.append(problem)
+        self._invalid.append(_shortened(problem))
 
     def unsupported(self, problem: str) -> None:
         """Notes something that is right but that pyllm has no description for."""
-        self._unsupported.append(problem)
+        self._unsupported.append(_shortened(problem))
 
     def finish(self) -> None:
         """Raises InvalidConfigError, or else UnsupportedModelError, with every problem noted."""
@@ -151,3 +152,7 @@ class Fields:
 def is_number(value: Any, low: float = TINY, high: float = HUGE) -> bool:
     """An int or float (no bool) in [low, high]."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _shortened(problem: str) -> str:
+    return problem if len(problem) <= MAX_PROBLEM else f"{problem[:MAX_PROBLEM]} ..."

@@ -117,7 +117,7 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config
     text = config.get("text_config")
     if not isinstance(text, Mapping):
-        raise InvalidConfigError(f"[config.json] text_config must be an object, got {text!r}. Correct the file")
+        raise InvalidConfigError(f"[config.json] text_config must be an object, got {text!r:.80}. Correct the file")
     outer = {name: config[name] for name in ("tie_word_embeddings", "quantization_config") if name in config}
     return {**text, **outer, "model_type": "gemma3"}
 

@@ -14,7 +14,8 @@ Item = TypeVar("Item")
 def is_stream(inputs: Any) -> bool:
     """Generators and every other iterable that is no list, tuple, text or dict: read lazily, answered lazily."""
     fixed = (str, bytes, bytearray, list, tuple, Mapping, Set)
-    return isinstance(inputs, Iterable) and not isinstance(inputs, fixed)
+    scalar = getattr(inputs, "ndim", 1) == 0  # a NumPy array that holds one value and cannot be walked
+    return isinstance(inputs, Iterable) and not isinstance(inputs, fixed) and not scalar
 
 
 def read_all(inputs: Iterable[Any], read: Callable[[Any], Item], first: int = 0) -> list[Item]:

@@ -49,7 +49,9 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         if choices:
             try:
                 values = json.loads(choices[1])
-            except ValueError:
+                if not isinstance(values, list):
+                    raise ValueError(values)
+            except (ValueError, RecursionError):
                 raise _refused(name, f"the choices of {argument} are not JSON") from None
             schema["enum"] = [value.strip() if isinstance(value, str) else value for value in values]
             text = text[: choices.start()].strip()

@@ -156,7 +156,7 @@ def _token(where: str, value: Any, id: int | None = None) -> AddedToken:
     if isinstance(value, str):
         value = {"content": value}
     content = value.get("content") if isinstance(value, dict) else None
-    if not isinstance(content, str) or not content:
+    if not isinstance(content, str) or not content or not is_unicode(content):
         raise TokenizerError(f"[tokenizer_config.json] {where} must be text or have text as `content`, correct it")
     special = bool(value.get("special", True))
     return AddedToken(
@@ -182,13 +182,18 @@ def _declared_tokens(value: Any) -> list[AddedToken]:
     return [_token(f"added token {id}", {"special": False, **_object(by_id[id])}, id) for id in sorted(by_id)]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written: JSON may spell lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"content": value}
 
 
 def _listed_tokens(values: dict[str, Any], special: set[str]) -> list[AddedToken]:
     """The tokens of added_tokens.json: {"<token>": id, ...}, by id."""
-    if not all(type(id) is int and id >= 0 for id in values.values()):
+    if not all(type(id) is int and id >= 0 and token and is_unicode(token) for token, id in values.items()):
         raise TokenizerError("[added_tokens.json] must map tokens to non-negative ids, correct it")
     by_id = sorted((id, content) for content, id in values.items())
     return [

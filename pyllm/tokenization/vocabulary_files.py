@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from ..errors import TokenizerError
 from .class_defaults import BERT_CLASSES, ROBERTA_CLASSES
-from .settings import Settings
+from .settings import Settings, is_unicode
 from .tokenizers_backend import TokenizersBackend, add_tokens
 
 # Source: transformers, tokenization_qwen2.py. Words with one mark before them, single digits, punctuation, space.
@@ -111,7 +111,7 @@ def _read_lines(path: Path) -> dict[str, int]:
 def _keep_whole(core: tokenizers.Tokenizer, settings: Settings) -> None:
     """never_split: words that the normalizer and the splitting leave alone. Those without an id mean nothing."""
     words = settings.values.get("never_split") or []
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+    if not isinstance(words, list) or not all(isinstance(word, str) and word and is_unicode(word) for word in words):
         raise TokenizerError(
             f"[tokenizer_config.json] never_split must be a list of words, got {words!r:.60}, correct it"
         )
