@@ -1,0 +1,110 @@
+"""Files that lie, and requests that make no sense: a typed error, never another exception, never a hang or a crash."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import task_models
+from conftest import FIXTURES
+
+import pyllm
+from pyllm.errors import InvalidConfigError, InvalidOptionError, PromptError, TokenizerError
+from pyllm.models import build_network
+from pyllm.tokenization import load_tokenizer
+
+LONE_SURROGATE = "\ud800"
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return task_models.write_folder(tmp_path_factory.mktemp("hostile") / "bert", "bert", "base")
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_folder: Path) -> Any:
+    with pyllm.load(encoder_folder, num_threads=1) as model:
+        yield model
+
+
+def linked(source: Path, folder: Path, **files: Any) -> Path:
+    """A folder like `source` with other contents of some JSON files, by name without the ending."""
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name, content in files.items():
+        path = folder / f"{name}.json"
+        path.unlink(missing_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_messages_do_not_repeat_long_values() -> None:
+    config = json.loads((FIXTURES / "gpt2" / "config.json").read_text())
+    for name in ("n_embd", "activation_function", "model_type", "quantization_config"):
+        with pytest.raises(ValueError, match=r"^\[config.json\]") as caught:
+            build_network({**config, name: "x" * 1_000_000})
+        assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "[" * 100_000,
+        json.dumps([{"type": "x.Pooling", "path": "../.."}]),
+        json.dumps([{"type": "x.Pooling", "path": "/etc"}]),
+        json.dumps([{"type": "x.Pooling", "path": "\0"}]),
+        json.dumps([{"type": "x.Pooling", "path": "a" * 5000}]),
+        json.dumps([{"type": "x.Pooling", "path": "missing"}]),
+        json.dumps([3]),
+        json.dumps({"type": []}),
+    ],
+)
+def test_modules_of_sentence_transformers(encoder_folder: Path, tmp_path: Path, modules: str) -> None:
+    with (
+        pyllm.load(linked(encoder_folder, tmp_path / "model", modules=modules), num_threads=1) as model,
+        pytest.raises(InvalidConfigError),
+    ):
+        model.embed("the king")
+
+
+@pytest.mark.parametrize("name", [[], {}, 3, "absent"])
+def test_name_of_the_default_prompt(encoder_folder: Path, tmp_path: Path, name: object) -> None:
+    content = {"prompts": {"query": "q: "}, "default_prompt_name": name}
+    folder = linked(encoder_folder, tmp_path / "model", config_sentence_transformers=content)
+    with (
+        pyllm.load(folder, num_threads=1) as model,
+        pytest.raises(InvalidConfigError, match="default_prompt_name"),
+    ):
+        model.embed("the king")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"additional_special_tokens": [LONE_SURROGATE]},
+        {"mask_token": LONE_SURROGATE},
+        {"never_split": [LONE_SURROGATE]},
+        {"added_tokens_decoder": {"1000": {"content": LONE_SURROGATE}}},
+        {"added_tokens_decoder": {"999999999": {"content": "<far>"}}},
+    ],
+)
+def test_tokens_that_cannot_be(encoder_folder: Path, tmp_path: Path, said: dict[str, Any]) -> None:
+    config = json.loads((encoder_folder / "tokenizer_config.json").read_text())
+    folder = linked(encoder_folder, tmp_path / "model", tokenizer_config={**config, **said})
+    with pytest.raises(TokenizerError):
+        load_tokenizer(folder, {"model_type": "bert"})
+
+
+@pytest.mark.parametrize("pooling", [3, True, [[]], [3], {}, np.array(2.0), "median"])
+def test_pooling_of_a_wrong_kind(encoder: Any, pooling: object) -> None:
+    with pytest.raises(InvalidOptionError, match="pooling"):
+        encoder.embed("the king", pooling=pooling)
+
+
+def test_an_array_that_cannot_be_walked(encoder: Any) -> None:
+    with pytest.raises(PromptError):
+        pyllm.pipeline("feature-extraction", model=encoder)(np.array(3))
