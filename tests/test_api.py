@@ -252,7 +252,7 @@ def test_wrong_options(model: pyllm.LanguageModel) -> None:
         model.generate("x", max_new_token=4)
     with pytest.raises(InvalidOptionError, match="num_beams must be 1"):
         model.stream("x", num_beams=2)
-    with pytest.raises(PromptError, match="one prompt at a time"):
+    with pytest.raises(PromptError, match="one text at a time"):
         model.stream(["x", "y"])
     with pytest.raises(InvalidOptionError, match="a streamer takes one prompt"):
         model.generate(["x", "y"], streamer=Recording())

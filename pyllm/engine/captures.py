@@ -35,6 +35,9 @@ def _chosen(what: str, names: Sequence[str], layers: Layers) -> tuple[str, ...]:
     if layers is None:
         return tuple(names)
     count = len(names)
+    given: object = layers
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InvalidOptionError(f"[{what}] layers must be a list of integers, got {given!r:.40}; leave it out for all")
     wrong = [i for i in layers if not isinstance(i, (int, np.integer)) or not -count <= i < count]
     if wrong or not layers:
         raise InvalidOptionError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, overload
@@ -102,7 +102,7 @@ class EncoderModel(Model):
 
         Special tokens that the tokenizer puts around a str have rows like others. Raises as `forward`.
         """
-        texts, single = read_prompts(text, self._encode)
+        texts, single = read_prompts(text, self._encode, "encode")
         rows = self.forward(texts, output="hidden")
         return rows[0] if single else rows
 
@@ -114,7 +114,7 @@ class EncoderModel(Model):
         """What the checkpoint's head gives for a text, float32: [T, V] for masked-lm, [T, labels] for
         token-classification, [T, 2] (start, end) for question-answering, [labels] for sequence-classification; a list
         for a list. Raises as `forward`."""
-        texts, single = read_prompts(text, self._encode)
+        texts, single = read_prompts(text, self._encode, "logits")
         rows = self.forward(texts)
         return rows[0] if single else rows
 
@@ -141,13 +141,12 @@ class EncoderModel(Model):
         The limit is max_seq_length of the sentence-transformers files, else the model's own. Raises ContextLengthError
         with both numbers, PromptError, InvalidOptionError.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidOptionError(f"[embed] batch_size must be a positive number, got {batch_size!r:.40}")
+        _check_embedding(normalize, batch_size, truncation)
         sentences, modes = self.sentences, chosen_modes(pooling, self.sentences.modes)
         before = self._prompt(prompt, prompt_name)
-        if not isinstance(texts, str) and len(texts) == 0:
+        if isinstance(texts, Sized) and not isinstance(texts, str) and len(texts) == 0:
             return np.zeros((0, self._width(modes)), np.float32)
-        ids, single = read_prompts(texts, lambda text: self._sentence_ids(before + text, truncation))
+        ids, single = read_prompts(texts, lambda text: self._sentence_ids(before + text, truncation), "embed")
         limit = self._sentence_limit()
         ids = [text[:limit] for text in ids] if truncation else ids
         self._check_lengths("embed", ids, limit)
@@ -175,7 +174,7 @@ class EncoderModel(Model):
         return [capture.weights[name][0] for name in names]
 
     def _run_one(self, where: str, text: Prompt, capture: Capture) -> None:
-        ids = read_prompt(text, self._encode)
+        ids = read_prompt(text, self._encode, where)
         self._check_ids(where, ids, self.program.vocab_size, self.max_length)
         for _ in self._steps([ids], None, "none", capture):
             pass
@@ -310,6 +309,19 @@ class EncoderModel(Model):
 def _token_types(program: Program) -> int:
     """Token types that the program knows."""
     return max((op.types.shape[0] for op in program.ops if isinstance(op, Embed) and op.types), default=0)
+
+
+def _check_embedding(normalize: object, batch_size: object, truncation: object) -> None:
+    """Raises InvalidOptionError for options of `embed` of another kind."""
+    problems = [
+        f"{name} must be True or False, got {value!r:.40}"
+        for name, value in (("normalize", normalize), ("truncation", truncation))
+        if not isinstance(value, (bool, np.bool_))
+    ]
+    if not isinstance(batch_size, (int, np.integer)) or isinstance(batch_size, bool) or batch_size < 1:
+        problems.append(f"batch_size must be an integer >= 1, got {batch_size!r:.40}")
+    if problems:
+        raise InvalidOptionError("[embed] " + "; ".join(problems))
 
 
 def _raise_all(wrong: Sequence[tuple[int, PromptError]], texts: int) -> None:

@@ -43,7 +43,7 @@ class LanguageModel(GeneratingModel):
 
         The options and the prompt are checked in this call, not at the first piece.
         """
-        ids = read_prompt(prompt, self._encode)
+        ids = read_prompt(prompt, self._encode, "stream")
         return self.stream_ids(ids, GenerationOptions.build(self.generation_config, options))
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
@@ -63,7 +63,7 @@ class LanguageModel(GeneratingModel):
         Special tokens that the tokenizer puts in are scored like others; the first token has no probability.
         Raises PromptError, ContextLengthError, NumericError.
         """
-        texts, single = read_prompts(text, self._encode)
+        texts, single = read_prompts(text, self._encode, "score")
         for ids in texts:
             self._check_ids("score", ids, self.program.vocab_size, self.max_positions + 1)  # the last is not run
         with self._session() as engine:
@@ -74,12 +74,12 @@ class LanguageModel(GeneratingModel):
         """transformers' `hidden_states` of one text, float32 [T, D] each: 0 the embeddings, i what layer i gives, the
         last one after the final norm. layers: those wanted, None for all."""
         names = hidden_names(self.program, layers)
-        return self._collect(prompt, Collected(buffers=names)).hidden(names)
+        return self._collect("hidden_states", prompt, Collected(buffers=names)).hidden(names)
 
     def attentions(self, prompt: Prompt, layers: Layers = None) -> list[Floats]:
         """Attention weights of one text, float32 [H, T, T] for each layer wanted (None: all)."""
         names = attention_names(self.program, layers)
-        return self._collect(prompt, Collected(attentions=names)).weights(names)
+        return self._collect("attentions", prompt, Collected(attentions=names)).weights(names)
 
     def run(
         self, prompts: Sequence[list[int]], options: GenerationOptions, wanted: Wanted | None = None
@@ -94,12 +94,12 @@ class LanguageModel(GeneratingModel):
         return TextStream(self._pieces(self._policies([ids], options)[0], self._detokenizer(ids)))
 
     def _checked_prompt(self, where: str, prompt: Prompt) -> list[int]:
-        ids = read_prompt(prompt, self._encode)
+        ids = read_prompt(prompt, self._encode, where)
         self._check_ids(where, ids, self.program.vocab_size, self.max_positions)
         return ids
 
-    def _collect(self, prompt: Prompt, collected: Collected) -> Collected:
-        ids = self._checked_prompt("hidden_states", prompt)
+    def _collect(self, where: str, prompt: Prompt, collected: Collected) -> Collected:
+        ids = self._checked_prompt(where, prompt)
         with self._session() as engine:
             for _ in engine.score_rows(ids, capture=collected.capture):
                 collected.read()

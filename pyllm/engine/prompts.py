@@ -18,25 +18,36 @@ Prompts: TypeAlias = "Sequence[str | Sequence[int] | NDArray[np.integer[Any]]]"
 _KINDS = "a str, a list of token ids, or a list of either"
 
 
-def read_prompts(prompt: Prompt | Prompts, encode: Callable[[str], list[int]]) -> tuple[list[list[int]], bool]:
-    """(token ids of each prompt, whether it was a single one). Raises PromptError."""
+def read_prompts(
+    prompt: Prompt | Prompts, encode: Callable[[str], list[int]], where: str = "generate"
+) -> tuple[list[list[int]], bool]:
+    """(token ids of each prompt, whether it was a single one). Raises PromptError, which names `where`."""
     if isinstance(prompt, str):
         return [encode(prompt)], True
     if hasattr(prompt, "tolist"):  # NumPy's and every other library's arrays
         prompt = prompt.tolist()
     if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-        raise PromptError(f"[generate] a prompt is {_KINDS}, got {type(prompt).__name__}; pass one of these")
+        raise PromptError(f"[{where}] a text is {_KINDS}, got {type(prompt).__name__}; pass one of these")
     if len(prompt) == 0 or _is_id(prompt[0]):
-        return [_ids(prompt)], True
-    return [encode(item) if isinstance(item, str) else _ids(item) for item in prompt], False
+        return [_ids(prompt, where)], True
+    return [encode(item) if isinstance(item, str) else _ids(item, where) for item in prompt], False
 
 
-def read_prompt(prompt: Prompt, encode: Callable[[str], list[int]]) -> list[int]:
+def read_prompt(prompt: Prompt, encode: Callable[[str], list[int]], where: str = "generate") -> list[int]:
     """Token ids of the one prompt. Raises PromptError, also for several."""
-    prompts, single = read_prompts(prompt, encode)
+    prompts, single = read_prompts(prompt, encode, where)
     if not single:
-        raise PromptError(f"[generate] one prompt at a time here, got a list of {len(prompts)}; call once for each")
+        raise PromptError(f"[{where}] one text at a time here, got a list of {len(prompts)}; call once for each")
     return prompts[0]
+
+
+def read_ids(ids: Any, where: str, name: str) -> list[int]:
+    """Token ids of an argument that takes nothing else. Raises PromptError, which names `where` and `name`."""
+    items = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or not all(map(_is_id, items)):
+        got = f"{items!r:.80}" if isinstance(items, Sequence) else type(items).__name__
+        raise PromptError(f"[{where}] {name} must be a list of token ids, got {got}; pass integers")
+    return [int(token) for token in items]
 
 
 def bounded(options: GenerationOptions, prompt_length: int, max_positions: int) -> GenerationOptions:
@@ -57,8 +68,8 @@ def _is_id(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _ids(prompt: object) -> list[int]:
+def _ids(prompt: object, where: str) -> list[int]:
     items = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or not all(map(_is_id, items)):
-        raise PromptError(f"[generate] a prompt is {_KINDS}, got {items!r:.80}; pass one of these")
+        raise PromptError(f"[{where}] a text is {_KINDS}, got {items!r:.80}; pass one of these")
     return [int(token) for token in items]

@@ -14,7 +14,7 @@ from ..tokenization import Detokenizer
 from .captures import Collected, Floats, Layers, Wanted, attention_names, hidden_names, split_wanted
 from .engine import Engine
 from .generating import GeneratingModel, check_streamable
-from .prompts import Prompt, Prompts, read_prompt, read_prompts
+from .prompts import Prompt, Prompts, read_ids, read_prompt, read_prompts
 from .results import Generation
 from .scoring import Score, score_rows
 from .sources import Source, encode_batches, release
@@ -52,7 +52,7 @@ class Seq2SeqModel(GeneratingModel):
         """Iterator over pieces of the target, each as soon as it is certain. Options as for `generate`; no beams."""
         self._check_writes("stream")
         prefix, languages, options = _own(options)
-        ids = read_prompt(source, lambda text: self._read(text, languages))
+        ids = read_prompt(source, lambda text: self._read(text, languages), "stream")
         chosen = self.options(options, languages)
         check_streamable(chosen)
         self._check_source("stream", ids)
@@ -63,10 +63,10 @@ class Seq2SeqModel(GeneratingModel):
     def logits(self, decoder_ids: Sequence[int], *, source: Prompt) -> NDArray[np.float32]:
         """One forward pass: float32 [T, V] for decoder_ids (the decoder's input, its start token first) and a source;
         [T, labels] of a classifier. Raises PromptError, ContextLengthError."""
-        ids = [int(token) for token in decoder_ids]
+        ids = read_ids(decoder_ids, "logits", "decoder_ids")
         self._check_ids("logits", ids, self.program.vocab_size, self.max_positions)
         with self._session() as engine:
-            encoded = self._encode_one(engine, source)
+            encoded = self._encode_one(engine, source, "logits")
             try:
                 return engine.score(ids, encoded)
             finally:
@@ -78,7 +78,7 @@ class Seq2SeqModel(GeneratingModel):
     def encode(self, source: Prompts) -> list[Floats]: ...
     def encode(self, source: Prompt | Prompts) -> Floats | list[Floats]:
         """The encoder's last hidden state: float32 [S, D], or a list for a list of sources."""
-        sources, single = read_prompts(source, self._encode)
+        sources, single = read_prompts(source, self._encode, "encode")
         for ids in sources:
             self._check_source("encode", ids)
         found: list[Floats] = []
@@ -104,11 +104,13 @@ class Seq2SeqModel(GeneratingModel):
         """
         self._check_writes("score")
         languages = {"src_lang": src_lang, "tgt_lang": tgt_lang}
-        sources, single = read_prompts(source, lambda text: self._read(text, languages))
-        targets, single_target = read_prompts(target, lambda text: self._read_target(text, languages))
+        sources, single = read_prompts(source, lambda text: self._read(text, languages), "score")
+        targets, single_target = read_prompts(target, lambda text: self._read_target(text, languages), "score")
         if single != single_target or len(sources) != len(targets):
+            pairs = ((single, sources), (single_target, targets))
+            given = " and ".join("one" if one else f"a list of {len(ids)}" for one, ids in pairs)
             raise InvalidOptionError(
-                f"[score] each source needs one target, got {len(sources)} and {len(targets)}; pass two lists as long"
+                f"[score] each source needs one target, got {given}; pass two texts, or two lists of the same length"
             )
         start = self._start(self.options({}, languages))
         with self._session() as engine:
@@ -118,7 +120,7 @@ class Seq2SeqModel(GeneratingModel):
     def hidden_states(self, decoder_ids: Sequence[int], *, source: Prompt, layers: Layers = None) -> list[Floats]:
         """transformers' `decoder_hidden_states`, float32 [T, D] each: 0 the embeddings, i what layer i gives."""
         names = hidden_names(self.program, layers)
-        return self._collect(decoder_ids, source, Collected(buffers=names)).hidden(names)
+        return self._collect("hidden_states", decoder_ids, source, Collected(buffers=names)).hidden(names)
 
     def attentions(
         self, decoder_ids: Sequence[int], *, source: Prompt, layers: Layers = None, cross: bool = False
@@ -126,7 +128,7 @@ class Seq2SeqModel(GeneratingModel):
         """The decoder's attention weights, float32 [H, T, T] for each layer wanted; cross: those over the source,
         [H, T, S]."""
         names = attention_names(self.program, layers, cross=cross)
-        return self._collect(decoder_ids, source, Collected(attentions=names)).weights(names)
+        return self._collect("attentions", decoder_ids, source, Collected(attentions=names)).weights(names)
 
     def options(self, given: Mapping[str, Any], languages: Mapping[str, str | None] | None = None) -> GenerationOptions:
         """generation_config.json under the options given; a target language brings its forced token."""
@@ -165,8 +167,11 @@ class Seq2SeqModel(GeneratingModel):
         start, forced = self._start(options), options.forced_bos_token_id
         begun = []
         for each in prefixes:
-            ids = self._read_target(each, languages or {}, bare=True) if isinstance(each, str) else each
-            follows = [int(token) for token in ids] if ids is not None else []
+            follows = []
+            if isinstance(each, str):
+                follows = self._read_target(each, languages or {}, bare=True)
+            elif each is not None:
+                follows = read_ids(each, "generate", "target_prefix, if it is no str,")
             begun.append([start, *([forced] if follows and forced is not None else []), *follows])
         return begun
 
@@ -212,9 +217,9 @@ class Seq2SeqModel(GeneratingModel):
         assert self.network.encode is not None
         self._check_ids(where, ids, self.network.encode.vocab_size, self.max_source_positions)
 
-    def _encode_one(self, engine: Engine, source: Prompt) -> Source:
-        ids = read_prompt(source, self._encode)
-        self._check_source("source", ids)
+    def _encode_one(self, engine: Engine, source: Prompt, where: str) -> Source:
+        ids = read_prompt(source, self._encode, where)
+        self._check_source(where, ids)
         with self._cache("encode") as cache:
             for _, sources in encode_batches(self._open_runner(), cache, [ids], cross=engine.cross):
                 return sources[0]
@@ -222,17 +227,17 @@ class Seq2SeqModel(GeneratingModel):
 
     def _score_one(self, engine: Engine, source: list[int], ids: list[int]) -> Score:
         self._check_ids("score", ids[:-1], self.program.vocab_size, self.max_positions)
-        encoded = self._encode_one(engine, source)
+        encoded = self._encode_one(engine, source, "score")
         try:
             return score_rows(engine.score_rows(ids[:-1], source=encoded), ids[1:], preceded=True)
         finally:
             release(engine.cross, encoded)
 
-    def _collect(self, decoder_ids: Sequence[int], source: Prompt, collected: Collected) -> Collected:
-        ids = [int(token) for token in decoder_ids]
-        self._check_ids("hidden_states", ids, self.program.vocab_size, self.max_positions)
+    def _collect(self, where: str, decoder_ids: Sequence[int], source: Prompt, collected: Collected) -> Collected:
+        ids = read_ids(decoder_ids, where, "decoder_ids")
+        self._check_ids(where, ids, self.program.vocab_size, self.max_positions)
         with self._session() as engine:
-            encoded = self._encode_one(engine, source)
+            encoded = self._encode_one(engine, source, where)
             try:
                 for _ in engine.score_rows(ids, source=encoded, capture=collected.capture):
                     collected.read()

@@ -139,6 +139,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[SupportsIndex], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises TokenizerError for ids out of range."""
+        if not isinstance(ids, Iterable):
+            raise TokenizerError(f"[decode] ids are a list of integers, got {type(ids).__name__}, put it in a list")
         return self._backend.decode([self._checked(id) for id in ids], skip_special_tokens)
 
     def detokenizer(
