@@ -53,7 +53,9 @@ def test_generate_continues_the_lines_of_a_file(tmp_path: Path) -> None:
     with pyllm.load(pyllm.default_model()) as model:
         texts = [model.generate(p, max_new_tokens=4, do_sample=False).text for p in ("The prince", "The old man")]
     assert result.stdout == f"The prince{texts[0]}\nThe old man{texts[1]}\n"
-    assert run("generate", "default", "-f", "-", *options, stdin="The prince\n").stdout == f"The prince{texts[0]}\n"
+    for given in (("-f", "-"), ()):
+        found = run("generate", "default", *given, *options, stdin="The prince\n")
+        assert found.stdout == f"The prince{texts[0]}\n"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,8 @@ def test_generate_continues_the_lines_of_a_file(tmp_path: Path) -> None:
         (("score", "default", "-f", "no-such-file.txt"), None, "no-such-file.txt"),
         (("score", "default"), '{"txt": "a"}\n', "line 1] needs 'text' as text"),
         (("score", "default"), '{"text": "a"}\nnot json\n', "line 2 must be a JSON object"),
-        (("generate", "default"), None, "needs either PROMPT"),
+        (("generate", "default", "a", "-f", "b"), None, "needs either PROMPT"),
+        (("embed", "default", "a"), None, "needs an encoder (BERT and so on), default is of kind decoder"),
         (("translate", "default", "a"), None, "translation"),
         (("classify", "default", "a", "--tokens", "--labels", "x,y"), None, "--tokens excludes --labels"),
         (("answer", "default", "a?", "--context", "b", "--context-file", "c"), None, "drop one"),

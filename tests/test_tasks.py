@@ -18,6 +18,7 @@ from task_models import write_folder
 import pyllm
 from pyllm.errors import (
     ContextLengthError,
+    DeviceError,
     InvalidOptionError,
     PromptError,
     UnknownOptionError,
@@ -343,6 +344,41 @@ def test_folders_are_loaded_with_loading_options(tmp_path: Path) -> None:
     unmask = pyllm.pipeline("fill-mask", folder, device="reference", top_k=1)
     assert unmask.model.device == "reference"
     assert len(unmask("the [MASK]")) == 1
+
+
+def test_old_names_of_options_mean_what_they_meant(pipe: Callable[..., Any]) -> None:
+    ner, text = pipe("ner", "token-classification"), "He lived in London and worked in Paris"
+    assert ner(text, grouped_entities=True) == ner(text, aggregation_strategy="simple")
+    firsts = ner(text, grouped_entities=True, ignore_subwords=True)
+    assert firsts == ner(text, aggregation_strategy="first")
+    assert ner(text, grouped_entities=False) == ner(text)
+    with pytest.raises(InvalidOptionError, match="takes the place of grouped_entities"):
+        ner(text, grouped_entities=True, aggregation_strategy="max")
+    nli = pipe("zero-shot-classification", "nli")
+    assert nli("a cat", ["x", "y"], multi_class=True) == nli("a cat", ["x", "y"], multi_label=True)
+
+
+def test_loading_options_of_transformers(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, "bert", "sentiment")
+    idle = {"device": -1, "framework": "pt", "device_map": "auto", "trust_remote_code": False, "use_fast": True}
+    classify = pyllm.pipeline("sentiment-analysis", folder, **idle)
+    assert (classify.model.device, classify.model.dtype) == ("cpu", "float32")
+    wrong = {"trust_remote_code": True, "model_kwargs": {"torch_dtype": "auto"}}
+    with pytest.raises(InvalidOptionError, match=r"no code of a checkpoint is run.*model_kwargs=.*by name"):
+        pyllm.pipeline("sentiment-analysis", folder, **wrong)
+    with pytest.raises(DeviceError, match="use device='cpu'"):
+        pyllm.pipeline("sentiment-analysis", folder, device=0)
+    with pytest.raises(UnknownOptionError, match="did you mean 'dtype'"):
+        pyllm.pipeline("sentiment-analysis", folder, torch_dtype="float32")
+
+
+def test_types_and_devices_may_be_torchs(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder = write_folder(tmp_path, "bert", "sentiment")
+    with pyllm.load(folder, dtype=torch.bfloat16, device=torch.device("cpu")) as model:
+        assert (model.device, model.dtype) == ("cpu", "bfloat16")
+    with pytest.raises(InvalidOptionError, match="float16 checkpoints run as bfloat16"):
+        pyllm.load(folder, dtype=torch.float16)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,6 +10,7 @@ import numpy as np
 
 import pyllm
 
+from ..engine.encoder_model import EncoderModel
 from ..errors import InvalidOptionError
 from . import options, texts
 
@@ -135,6 +136,9 @@ def embed(
     """Turn TEXTs, or the lines of files or stdin, into vectors with MODEL: one a line, or all in a .npy file."""
     rows: list[Any] = []
     with options.load(model, **loading) as loaded:
+        if not isinstance(loaded, EncoderModel):
+            kind = loaded.network.kind
+            raise InvalidOptionError(f"[embed] needs an encoder (BERT and so on), {model} is of kind {kind}; load one")
 
         def work(batch: list[_Item]) -> Any:
             inputs = [item["text"] for item in batch]

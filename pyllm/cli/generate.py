@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,11 @@ def generate(
     as_json: bool,
     **loading: Any,
 ) -> None:
-    """Continue PROMPT ("-" reads stdin) with MODEL: a folder, a Hub id, or "default" for the model that comes with
-    pyllm. Options the checkpoint's generation_config.json sets apply unless given here."""
+    """Continue PROMPT ("-": all of stdin) with MODEL: a folder, a Hub id, or "default" for the model that comes with
+    pyllm. Without PROMPT or files each line of a piped stdin is continued. Options the checkpoint's
+    generation_config.json sets apply unless given here."""
+    if prompt is None and not files and not (sys.stdin is not None and sys.stdin.isatty()):
+        files = ("-",)
     if (prompt is None) == (not files):
         raise InvalidOptionError('[generate] needs either PROMPT ("-": all of stdin) or --file, got both or neither')
     given = options.parsed_settings(settings, max_new_tokens=max_new_tokens, num_beams=num_beams, seed=seed)
@@ -65,7 +69,8 @@ def generate(
     with options.load(model, **loading) as loaded:
         if not isinstance(loaded, LanguageModel):
             raise InvalidOptionError(
-                f"[generate] needs a decoder, {model} is an {loaded.network.kind}; use translate, summarize or another"
+                f"[generate] needs a decoder, {model} is an {loaded.network.kind}; use "
+                + ("embed, fill, classify or answer" if loaded.network.kind == "encoder" else "translate or summarize")
             )
         if prompt is None:
             _run_files(loaded, files, batch_size, given, no_prompt, as_json)

@@ -30,9 +30,9 @@ def score(
     """Print perplexity and log-probability of TEXTs, or of the lines of files or stdin, under MODEL, a decoder."""
     with options.load(model, **loading) as loaded:
         if not isinstance(loaded, LanguageModel):
-            raise InvalidOptionError(
-                f"[score] needs a decoder, {model} is an {loaded.network.kind}; use its score() in Python"
-            )
+            kind = loaded.network.kind
+            cure = "load a decoder" if kind == "encoder" else "use its score() in Python, which takes pairs"
+            raise InvalidOptionError(f"[score] needs a decoder, {model} is an {kind}; {cure}")
 
         def work(batch: list[_texts.Item]) -> list[dict[str, Any]]:
             found = loaded.score([item["text"] for item in batch])

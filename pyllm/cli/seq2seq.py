@@ -14,8 +14,8 @@ from . import options, texts
 @click.command()
 @click.argument("model")
 @options.reading
-@click.option("--from", "src_lang", metavar="CODE", help="Language of the texts, for models of several.")
-@click.option("--to", "tgt_lang", metavar="CODE", help="Language to translate to, for models of several.")
+@click.option("--from", "--src-lang", "src_lang", metavar="CODE", help="Language of the texts, for models of several.")
+@click.option("--to", "--tgt-lang", "tgt_lang", metavar="CODE", help="Language to translate to, for models of several.")
 @click.option("--num-beams", type=int, help="Beams [default: the checkpoint's].")
 @click.option("--max-length", type=int, help="Most tokens of a translation [default: the checkpoint's].")
 @options.settings

@@ -26,6 +26,21 @@ from .seq2seq_model import Seq2SeqModel
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "reference")
 
+# Loading options of transformers that pyllm lacks: the values at which they ask for nothing, and what to do otherwise.
+FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trust_remote_code": ((None, False), "no code of a checkpoint is run; leave it out"),
+    "device_map": ((None, "auto", "cpu"), "a model runs on the processor of this machine; leave it out"),
+    "framework": ((None, "pt"), "kernels are pyllm's own; leave it out"),
+    "attn_implementation": ((None,), "kernels are pyllm's own; leave it out"),
+    "use_fast": ((None, True), "a model's tokenizer is what its folder holds; leave it out"),
+    "low_cpu_mem_usage": ((None, True, False), "leave it out"),
+    "load_in_8bit": ((None, False), "this version runs float32 and bfloat16; leave it out"),
+    "load_in_4bit": ((None, False), "this version runs float32 and bfloat16; leave it out"),
+    "quantization_config": ((None,), "this version runs float32 and bfloat16; leave it out"),
+    "model_kwargs": ((None, {}), "pass what it holds by name, dtype= say"),
+    "use_auth_token": ((None,), "pass token="),
+}
+
 
 def load(
     model: str | os.PathLike[str],
@@ -34,8 +49,8 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
-    dtype: str = "auto",
-    device: str = "auto",
+    dtype: Any = "auto",
+    device: Any = "auto",
     quantization: None = None,
     num_threads: int | None = None,
     progress: bool = False,
@@ -45,8 +60,9 @@ def load(
 
     model             a folder, or a Hub id ("org/name"), which is fetched through huggingface_hub's cache
     revision, cache_dir, token, local_files_only   as in huggingface_hub.snapshot_download
-    dtype             "float32", "bfloat16", or "auto": the checkpoint's own (float16 runs as bfloat16)
-    device            "cpu", "reference" (NumPy in float64: slow, for checking), or "auto"
+    dtype             "float32", "bfloat16" (torch.bfloat16 as well), or "auto": the checkpoint's own (float16 runs as
+                      bfloat16)
+    device            "cpu" (transformers' -1 as well), "reference" (NumPy in float64: slow, for checking), or "auto"
     quantization      None: weights stay as they are
     num_threads       None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or every core this process may use
     progress          bars on stderr while downloading and packing, if it is a terminal
@@ -54,6 +70,7 @@ def load(
     Raises ModelNotFoundError, UnsupportedModelError, InvalidConfigError, CheckpointError, DeviceError,
     InvalidOptionError and UnknownOptionError. The tokenizer is read at first use.
     """
+    dtype, device = _name_of_dtype(dtype), _name_of_device(device)
     _check_options(unknown, dtype, device, quantization, num_threads)
     num_threads = None if num_threads is None else int(num_threads)
     checkpoint = open_checkpoint(
@@ -144,7 +161,12 @@ def _check_options(
     """All problems at once. Raises UnknownOptionError, DeviceError (cuda) or InvalidOptionError."""
     known = [name for name in inspect.signature(load).parameters if name != "unknown"]
     unknowns, problems = [], []
-    for name in unknown:
+    for name, value in unknown.items():
+        if name in FOREIGN:
+            idle, cure = FOREIGN[name]
+            if not any(type(value) is type(each) and value == each for each in idle):
+                problems.append(f"{name}={value!r:.80} is an option of transformers that pyllm lacks: {cure}")
+            continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         unknowns.append(f"there is no option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -162,6 +184,20 @@ def _check_options(
         raise kind("[load] " + "; ".join(unknowns + problems))
     if cuda:
         raise DeviceError("[load] device 'cuda' needs a build with CUDA kernels, this one has none; use device='cpu'")
+
+
+def _name_of_dtype(dtype: object) -> object:
+    """torch.float32 and the like by name."""
+    return str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
+
+
+def _name_of_device(device: object) -> object:
+    """transformers' numbers by name, -1 being the processor, and torch.device objects."""
+    if type(device).__module__ == "torch":
+        return str(device)
+    if type(device) is not int:
+        return device
+    return "cpu" if device == -1 else f"cuda:{device}"
 
 
 def _is_count(value: object) -> bool:

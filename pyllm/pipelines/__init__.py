@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, overload
 
-from ..engine.loading import default_model, load
+from ..engine.loading import FOREIGN, default_model, load
 from ..engine.model import Model
 from ..errors import InvalidOptionError, UnknownOptionError
 from .embeddings import EmbeddingsPipeline, SentenceSimilarityPipeline
@@ -40,7 +40,7 @@ TASKS: dict[str, Any] = {
     "embeddings": EmbeddingsPipeline,
 }
 _Model: TypeAlias = "str | os.PathLike[str] | Model | None"
-LOADING = frozenset(load.__kwdefaults__ or {})  # names of the loading options
+LOADING = frozenset({*(load.__kwdefaults__ or {}), *FOREIGN})  # names of the loading options
 
 
 @overload

@@ -29,6 +29,8 @@ class TokenClassificationPipeline(EncoderPipeline[str]):
             lambda value: isinstance(value, (list, tuple)) and all(isinstance(label, str) for label in value),
             "be a list of str",
         ),
+        "grouped_entities": task_options.flag(None),
+        "ignore_subwords": task_options.flag(None),
         "stride": task_options.count(None, 0),
         "is_split_into_words": task_options.flag(),
         "delimiter": task_options.text(" "),
@@ -39,6 +41,7 @@ class TokenClassificationPipeline(EncoderPipeline[str]):
 
         aggregation_strategy   "none": a dict for each token; "simple", "first", "average", "max": one for each entity
                                (see entities.py)
+        grouped_entities       True: aggregation_strategy="simple", or "first" with ignore_subwords=True (its old names)
         ignore_labels          labels left out; default ["O"]
         stride                 a text that is too long is read in windows that share this many tokens (needs a strategy
                                other than "none"). Otherwise it raises ContextLengthError
@@ -69,6 +72,13 @@ class TokenClassificationPipeline(EncoderPipeline[str]):
 
     def _settings(self, options: Any) -> Settings:
         settings = super()._settings(options)
+        old = {name: settings.pop(name) for name in ("grouped_entities", "ignore_subwords")}
+        if any(value is not None for value in old.values()):
+            if settings["aggregation_strategy"] != "none":
+                names = " and ".join(name for name, value in old.items() if value is not None)
+                raise InvalidOptionError(f"[{self.task}] aggregation_strategy takes the place of {names}; give one")
+            grouped = "first" if old["ignore_subwords"] else "simple"
+            settings["aggregation_strategy"] = grouped if old["grouped_entities"] else "none"
         if settings["stride"] is not None and settings["aggregation_strategy"] == "none":
             raise InvalidOptionError(
                 f"[{self.task}] stride={settings['stride']} needs an aggregation_strategy, tokens of two windows are "

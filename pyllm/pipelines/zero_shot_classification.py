@@ -25,6 +25,7 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[str]):
         "candidate_labels": task_options.strings(),
         "hypothesis_template": task_options.text("This example is {}."),
         "multi_label": task_options.flag(),
+        "multi_class": task_options.flag(None),
     }
 
     def __call__(self, sequences: Any, candidate_labels: Any = None, **options: Any) -> Any:
@@ -33,7 +34,7 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[str]):
         candidate_labels      a list of str, or one str with commas between the labels
         hypothesis_template   the sentence that a label is put into at {}
         multi_label           True: labels are independent, each scored by entailment against contradiction; False: the
-                              scores of all add up to 1
+                              scores of all add up to 1. multi_class is its old name
         truncation            True: cut the text (never the hypothesis) so that the model can read it, and say so as
                               record["truncated_tokens"]. Otherwise a text that is too long raises ContextLengthError
         batch_size            texts run together, each with all its labels; results don't depend on it
@@ -46,6 +47,8 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[str]):
 
     def _settings(self, options: Any) -> Settings:
         settings = super()._settings(options)
+        old = settings.pop("multi_class")
+        settings["multi_label"] = settings["multi_label"] if old is None else old
         given, template = settings["candidate_labels"], settings["hypothesis_template"]
         names = [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
         if not names:
