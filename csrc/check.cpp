@@ -64,7 +64,8 @@ class Checker {
     for (const Buffer& b : routine.buffers)
       require(b.cols > 0 && b.cols < kMost * 1024, "a buffer has no columns, or too many");
     require(fits(routine.kv), "its cache needs layers, heads and columns");
-    require(routine.vocab_size > 0 && routine.max_positions > 0, "it needs a vocabulary and positions");
+    require(routine.vocab_size > 0 && routine.max_positions > 0 && routine.max_positions <= INT32_MAX,
+            "it needs a vocabulary and positions");
     int index = 0;
     for (const Op& op : routine.ops) {
       where_ = text(routine.name, " op ", index++);
@@ -119,7 +120,7 @@ class Checker {
   void check(const Embed& o) {
     const MatrixShape& table = matrix(o.table);
     require(is_tokens(o.out, table.k) && !table.gated, "embed: out must be [T, table's columns]");
-    require(o.position_offset >= 0, "embed: the offset of positions must not be negative");
+    require(o.position_offset >= 0 && o.position_offset < kMost, "embed: the offset of positions is out of range");
     const auto covers = [&](const MatrixShape& positions) {
       return positions.k == table.k && !positions.gated && o.position_offset >= 0 &&
              positions.outputs() - o.position_offset >= r_->max_positions;
@@ -198,11 +199,11 @@ class Checker {
       require(is_tokens(o.qkv, (o.num_heads + 2 * int64_t(kv.heads)) * kv.head_dim) &&
                   is_tokens(o.out, o.num_heads * kv.head_dim),
               "attention: qkv or out do not fit the heads");
-    require(o.window >= 0 && o.softcap >= 0, "attention: window and softcap must not be negative");
+    require(o.window >= 0 && o.window <= INT32_MAX && o.softcap >= 0, "attention: window or softcap is out of range");
     const ScoreBias& bias = o.bias;
     require(bias.slopes.empty() || int64_t(bias.slopes.size()) == o.num_heads, "attention: slopes must be one a head");
     if (bias.table >= 0)
-      require(bias.slopes.empty() && bias.span > 0 && bias.span < kMost && std::abs(bias.first) < kMost &&
+      require(bias.slopes.empty() && bias.span > 0 && bias.span < kMost && bias.first > -kMost && bias.first < kMost &&
                   p_.vectors[size_t(bias.table)] == o.num_heads * bias.span,
               "attention: the table of biases must be [num_heads, span]");
     if (bias.by_content()) {
@@ -211,7 +212,7 @@ class Checker {
                std::all_of(index.begin(), index.end(), [&](int i) { return 0 <= i && i < bias.span; });
       };
       require(bias.table < 0 && bias.slopes.empty() && !o.causal && bias.span > 0 && bias.span < kMost &&
-                  std::abs(bias.first) < kMost && inside(bias.c2p_index) && inside(bias.p2c_index) &&
+                  bias.first > -kMost && bias.first < kMost && inside(bias.c2p_index) && inside(bias.p2c_index) &&
                   bias.c2p_index.size() == bias.p2c_index.size(),
               "attention: a bias by content needs two lists of as many indices below its span");
       for (int id : {bias.c2p, bias.p2c})

@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "overloaded.h"
 
@@ -19,27 +20,26 @@ int64_t hidden_ld(int64_t columns) { return round_up(columns, kPanel) + 16; }
 }  // namespace
 
 std::vector<int> reads(const Op& op) {
+  // What an op cannot do without, then what may be -1.
   using Ids = std::vector<int>;
-  Ids ids =
-      std::visit(Overloaded{[](const Embed&) { return Ids{}; }, [](const Rotary&) { return Ids{}; },
-                            [](const Norm& o) {
-                              return Ids{o.x, o.residual};
-                            },
-                            [](const HeadNorm& o) { return Ids{o.x}; },
-                            [](const Linear& o) {
-                              return Ids{o.x, o.residual};
-                            },
-                            [](const Experts& o) {
-                              return Ids{o.x, o.router, o.residual};
-                            },
-                            [](const Attention& o) {
-                              return Ids{o.qkv, o.rope, o.bias.c2p, o.bias.p2c};
-                            },
-                            [](const StoreCross& o) { return Ids{o.kv}; },
-                            [](const CrossAttention& o) { return Ids{o.q}; }, [](const Select& o) { return Ids{o.x}; }},
-                 op);
-  ids.erase(std::remove(ids.begin(), ids.end(), -1), ids.end());
-  return ids;
+  const auto list = [](Ids needed, const Ids& optional = {}) {
+    std::copy_if(optional.begin(), optional.end(), std::back_inserter(needed), [](int id) { return id != -1; });
+    return needed;
+  };
+  return std::visit(
+      Overloaded{[](const Embed&) { return Ids{}; }, [](const Rotary&) { return Ids{}; },
+                 [&](const Norm& o) { return list({o.x}, {o.residual}); },
+                 [&](const HeadNorm& o) { return list({o.x}); },
+                 [&](const Linear& o) { return list({o.x}, {o.residual}); },
+                 [&](const Experts& o) {
+                   return list({o.x, o.router}, {o.residual});
+                 },
+                 [&](const Attention& o) {
+                   return list({o.qkv}, {o.rope, o.bias.c2p, o.bias.p2c});
+                 },
+                 [&](const StoreCross& o) { return list({o.kv}); },
+                 [&](const CrossAttention& o) { return list({o.q}); }, [&](const Select& o) { return list({o.x}); }},
+      op);
 }
 
 int writes(const Op& op) {

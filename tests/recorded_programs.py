@@ -10,9 +10,9 @@ import numpy as np
 
 from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner
 from pyllm.program.network import Network
-from pyllm.program.program import Disentangled, NormSlice, Program
+from pyllm.program.program import NormSlice, Program
 from pyllm.program.recorder import Recorder
-from pyllm.program.tensors import Alibi, Buffer, Matrix, RelativeBias, Source, Vector
+from pyllm.program.tensors import Alibi, Buffer, Disentangled, Matrix, RelativeBias, Source, Vector
 
 VOCAB, POSITIONS, D, H, K, E = 71, 220, 36, 4, 2, 12
 
