@@ -81,6 +81,16 @@ def test_the_caller_may_override_what_is_wrong_in_the_file() -> None:
     assert GenerationOptions.build({"top_p": 7}, {"top_p": 0.5, "do_sample": True}).top_p == 0.5
 
 
+def test_arguments_of_other_packages_are_refused_with_what_to_do() -> None:
+    with pytest.raises(UnknownOptionError) as caught:
+        build(generation_config={"max_new_tokens": 5}, attention_mask=[[1]], end_token="x")
+    for expected in ("'generation_config': pass its options by name", "without padding", "pass eos_token_id"):
+        assert expected in str(caught.value)
+    assert build(generation_config=None) == build()
+    with pytest.raises(UnknownOptionError, match=r"no option 'xyz'$"):
+        build(xyz=None)
+
+
 def test_aliases() -> None:
     options = build(max_tokens=9, stop=["a"], n=2, do_sample=True, repeat_penalty=1.2, logit_bias={3: -2.0})
     assert (options.max_new_tokens, options.stop_strings, options.num_return_sequences) == (9, ("a",), 2)

@@ -57,6 +57,13 @@ def test_what_is_returned(generator: TextGenerationPipeline) -> None:
     assert prefixed.startswith("jumps over")
 
 
+def test_an_empty_prompt_is_the_begin_token(generator: TextGenerationPipeline) -> None:
+    begin, options = generator.tokenizer.bos_token_id, {"max_new_tokens": 5, "do_sample": False}
+    expected = generator.model.generate([begin], **options)
+    assert generator(["", "It"], **options)[0] == [{"generated_text": expected.text}]
+    assert generator("", return_tensors=True, **options)[0]["generated_token_ids"] == [begin, *expected.token_ids]
+
+
 def test_defaults_are_those_of_transformers(generator: TextGenerationPipeline) -> None:
     chosen = generator._generation_options({})
     own = generator.model.generation_config["temperature"]

@@ -106,6 +106,31 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "output_hidden_states": (None, False),
 }
 
+# Arguments that other packages take beside the options, None where they are not given, and what to do here.
+_ELSEWHERE = {
+    "generation_config": "pass its options by name",
+    "input_ids": "pass the ids as the first argument",
+    "inputs": "pass the text as the first argument",
+    "attention_mask": "texts run without padding, leave it out",
+    "decoder_input_ids": "pass target_prefix, which an encoder-decoder takes",
+    "target_prefix": "it is for encoder-decoders",
+    "src_lang": "it is for encoder-decoders",
+    "tgt_lang": "it is for encoder-decoders",
+    "skip_special_tokens": "a result's text has none, decode its token_ids for them",
+    "synced_gpus": "leave it out",
+    # CTranslate2's
+    "return_scores": "pass output_scores, beams have scores without it",
+    "end_token": "pass eos_token_id",
+    "suppress_sequences": "pass bad_words_ids",
+    "disable_unk": "pass the unknown token in suppress_tokens",
+    "callback": "pass streamer, or call stream()",
+    "max_batch_size": "one call runs as many texts together as its memory is meant for, leave it out",
+    "batch_type": "leave it out",
+    "max_input_length": "a text that is too long is refused, leave it out",
+    "include_prompt_in_result": "results hold new tokens only, leave it out",
+    "patience": "beam search has early_stopping instead",
+}
+
 
 def from_file(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Options of generation_config.json: null is unset, names without effect on the text are passed over."""
@@ -137,9 +162,11 @@ def from_caller(overrides: Mapping[str, Any], problems: list[str], unknown: list
         elif written in _UNSUPPORTED:
             if not _is_idle(written, value):
                 problems.append(f"{written}={value!r} is an option of transformers that pyllm lacks; leave it out")
-        else:
-            near = difflib.get_close_matches(written, [*CHECKS, *ALIASES], n=1, cutoff=0.5)
-            unknown.append(f"there is no option {written!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        elif value is not None or written not in _ELSEWHERE:
+            near = difflib.get_close_matches(written, [*CHECKS, *ALIASES], n=1, cutoff=0.6)
+            hint = f": {_ELSEWHERE[written]}" if written in _ELSEWHERE else ""
+            hint = f", did you mean {near[0]!r}?" if near and not hint else hint
+            unknown.append(f"there is no option {written!r}{hint}")
     return values
 
 

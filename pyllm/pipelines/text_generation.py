@@ -110,6 +110,8 @@ class TextGenerationPipeline:
         batch_size             prompts run together; None: all of a list. Results don't depend on it
         options                transformers' generate() options (num_return_sequences, max_length, do_sample, ...)
 
+        A prompt without tokens ("") is the begin token, where the model has one.
+
         Returns a list of num_return_sequences dicts for one prompt, a list of such lists for several. Unless the call
         or generation_config.json says otherwise it samples, at temperature 0.7, up to 256 new tokens or the end of the
         context, as transformers 5 does. Raises what `LanguageModel.generate` raises.
@@ -193,7 +195,10 @@ class TextGenerationPipeline:
         text = own.get("prefix", "") + prompt.given
         if call.infiller is not None and prompt.suffix is not None:
             return call.infiller.prompt(text, prompt.suffix)
-        return self.tokenizer.encode(text, add_special_tokens=own.get("add_special_tokens", True))
+        ids = self.tokenizer.encode(text, add_special_tokens=own.get("add_special_tokens", True))
+        begin = call.generation.bos_token_id
+        begin = self.tokenizer.bos_token_id if begin is None else begin
+        return ids if ids or begin is None else [begin]  # as transformers: any text that the model may begin
 
     def _excess(self, ids: Sequence[int], call: Call) -> int:
         """How many tokens of the beginning the caller lets us drop. Raises PromptError when nothing would be left."""
