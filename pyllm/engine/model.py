@@ -110,8 +110,12 @@ class Model:
         """Raises PromptError for no ids or ids outside the vocabulary, ContextLengthError for too many."""
         outside = sorted({token for token in ids if not 0 <= token < vocab_size})
         if not ids or outside:
-            rule = f"ids must lie in [0, {vocab_size}), got {outside}" if ids else "got no tokens"
-            raise PromptError(f"[{where}] {rule}; pass at least one id of this model's vocabulary")
+            if not ids:
+                raise PromptError(f"[{where}] a text needs at least one token, got no tokens; pass some")
+            raise PromptError(
+                f"[{where}] ids must lie in [0, {vocab_size}), got {outside[:20]}; use the tokenizer that belongs to "
+                "this model"
+            )
         if len(ids) > positions:
             raise ContextLengthError(
                 f"[{where}] a text must fit the context, got {len(ids)} tokens for a context of {positions}; shorten it"
