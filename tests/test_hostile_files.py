@@ -99,6 +99,24 @@ def test_tokens_that_cannot_be(encoder_folder: Path, tmp_path: Path, said: dict[
         load_tokenizer(folder, {"model_type": "bert"})
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ("model", {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}, "max_input_chars_per_word": 100}),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}),
+    ],
+)
+def test_parts_of_tokenizer_json(tmp_path: Path, part: str, value: dict[str, Any]) -> None:
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}
+    state = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "model": model}
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**state, "post_processor": None, "decoder": None, "truncation": None, "padding": None, part: value})
+    )
+    with pytest.raises(TokenizerError):
+        load_tokenizer(tmp_path, {}).encode("a b")
+
+
 @pytest.mark.parametrize("pooling", [3, True, [[]], [3], {}, np.array(2.0), "median"])
 def test_pooling_of_a_wrong_kind(encoder: Any, pooling: object) -> None:
     with pytest.raises(InvalidOptionError, match="pooling"):

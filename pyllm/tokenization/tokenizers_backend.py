@@ -36,12 +36,23 @@ class TokenizersBackend:
         self._make_stream = stream_of(decoder)
 
     def encode(self, text: str, target: bool) -> list[int]:
-        ids: list[int] = self._core.encode(self._spaced(text), add_special_tokens=False).ids
+        ids: list[int] = self._encoded(self._spaced(text)).ids
         return ids
+
+    def _encoded(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._core.encode(text, add_special_tokens=False)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library's panics are no Exceptions
+            raise TokenizerError(
+                f"[encode] the tokenizer's parts must fit each other, it failed on {text!r:.40}: {error!s:.200}; "
+                "download its files again"
+            ) from error
 
     def pieces(self, text: str, target: bool) -> Pieces:
         spaced = self._spaced(text)
-        encoding = self._core.encode(spaced, add_special_tokens=False)
+        encoding = self._encoded(spaced)
         shift = len(spaced) - len(text)
         offsets = [(max(begin - shift, 0), max(end - shift, 0)) for begin, end in encoding.offsets]
         return Pieces(encoding.ids, offsets, encoding.word_ids)
@@ -80,8 +91,10 @@ def read_tokenizer_json(path: Path, settings: Settings) -> TokenizersBackend:
         raise TokenizerError(
             f"[{path.name}] must be UTF-8, {path} is not at byte {error.start}, save it again"
         ) from error
-    except Exception as error:
-        raise TokenizerError(f"[{path.name}] {path} is not a tokenizer: {error}, save it again") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's panics are no Exceptions
+        raise TokenizerError(f"[{path.name}] {path} is not a tokenizer: {error!s:.300}, save it again") from error
     _apply_settings(core, settings)
     add_tokens(core, settings)
     return TokenizersBackend(core, settings)
