@@ -128,6 +128,18 @@ def test_streams_are_read_as_they_are_answered(pipe: Callable[..., Any]) -> None
         unmask(texts(), topk=3)
 
 
+def test_data_sets_with_items_are_streams(pipe: Callable[..., Any]) -> None:
+    class Items:  # what transformers' KeyDataset looks like
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> str:
+            return ["a cat", "a dog", "london"][index]
+
+    classify = pipe("text-classification", "sentiment")
+    assert list(classify(Items(), batch_size=2)) == classify(["a cat", "a dog", "london"])
+
+
 def test_batches_change_nothing(pipe: Callable[..., Any]) -> None:
     texts = ["a small cat", "the water is blue and old", "dogs", "Paris ! " * 9]
     for task, head in (("text-classification", "sentiment"), ("ner", "token-classification")):

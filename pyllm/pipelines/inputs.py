@@ -12,10 +12,12 @@ Item = TypeVar("Item")
 
 
 def is_stream(inputs: Any) -> bool:
-    """Generators and every other iterable that is no list, tuple, text or dict: read lazily, answered lazily."""
+    """Generators and every other iterable that is no list, tuple, text or dict: read lazily, answered lazily. Data sets
+    that have a length and items, as PyTorch's, are iterable too."""
     fixed = (str, bytes, bytearray, list, tuple, Mapping, Set)
     scalar = getattr(inputs, "ndim", 1) == 0  # a NumPy array that holds one value and cannot be walked
-    return isinstance(inputs, Iterable) and not isinstance(inputs, fixed) and not scalar
+    dataset = hasattr(type(inputs), "__len__") and hasattr(type(inputs), "__getitem__")
+    return (isinstance(inputs, Iterable) or dataset) and not isinstance(inputs, fixed) and not scalar
 
 
 def read_all(inputs: Iterable[Any], read: Callable[[Any], Item], first: int = 0) -> list[Item]:
