@@ -181,6 +181,9 @@ TEST(Sources, CapturesChangeNothing) {
       Capture wrong;
       wrong.attentions = {executor->routine(kStep).output};
       EXPECT_THROW(translator.step({{5}}, {0}, &wrong), Error);
+      for (const Op& op : executor->routine(kStep).ops)
+        if (std::holds_alternative<CrossAttention>(op)) wrong.attentions = {writes(op), writes(op)};
+      EXPECT_THROW(translator.step({{5}}, {0}, &wrong), Error);
     }
 }
 
