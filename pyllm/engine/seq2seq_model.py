@@ -89,6 +89,14 @@ class Seq2SeqModel(GeneratingModel):
                     release(cross, each)
         return found[0] if single else found
 
+    @overload
+    def score(  # type: ignore[overload-overlap]
+        self, source: Prompt, target: Prompt, *, src_lang: str | None = None, tgt_lang: str | None = None
+    ) -> Score: ...
+    @overload
+    def score(
+        self, source: Prompts, target: Prompts, *, src_lang: str | None = None, tgt_lang: str | None = None
+    ) -> list[Score]: ...
     def score(
         self,
         source: Prompt | Prompts,

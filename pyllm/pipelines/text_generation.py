@@ -61,6 +61,9 @@ class TextGenerationPipeline:
         self.model = model
         self._defaults = defaults
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r})"
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
