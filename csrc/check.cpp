@@ -9,6 +9,7 @@ namespace pyllm {
 namespace {
 
 constexpr int64_t kMost = int64_t(1) << 24;  // layers, heads, widths: far more than any network has
+constexpr double kMostWeights = 1e15;        // elements of all matrices and vectors: their bytes fit 64 bits
 
 // Collects everything wrong with one program.
 class Checker {
@@ -17,15 +18,23 @@ class Checker {
 
   void run() {
     for (const Matrix& m : p_.matrices) check_matrix(m);
-    for (int64_t n : p_.vectors) require(n > 0, "a vector has no elements");
+    for (int64_t n : p_.vectors) {
+      require(n > 0, "a vector has no elements");
+      weights_ += double(n);
+    }
     where_ = "program";
+    require(weights_ < kMostWeights, "its matrices and vectors are larger than any memory");
+    finish();  // ops are compared with the shapes of matrices
     require(!p_.routines.empty(), "there must be a routine");
     require(p_.cross.layers == 0 || fits(p_.cross), "the cross cache needs layers, heads and columns");
     for (const Routine& routine : p_.routines) check_routine(routine);
-    if (!problems_.empty()) throw Error(ErrorKind::program, "[program] " + problems_ + "; record the program again");
+    finish();
   }
 
  private:
+  void finish() const {
+    if (!problems_.empty()) throw Error(ErrorKind::program, "[program] " + problems_ + "; record the program again");
+  }
   void require(bool ok, const std::string& rule) {
     if (!ok) problems_ += text(problems_.empty() ? "" : "; ", where_, ": ", rule);
   }
@@ -52,6 +61,7 @@ class Checker {
     require(m.shape.format == p_.format, "its format must be the program's");
     require(!m.shape.gated || (m.shape.parts.size() == 2 && m.shape.parts[0] == m.shape.parts[1]),
             "a gated matrix has two parts of equal size");
+    for (int64_t n : m.shape.parts) weights_ += double(n) * double(m.shape.k);
     require(!m.shape.gated || m.shape.packed, "a gated matrix cannot be a table");
   }
 
@@ -249,6 +259,7 @@ class Checker {
   // spent: rotated in place, no longer what was written. taken: the hidden buffer of experts.
   std::vector<bool> written_, spent_, taken_;
   std::string where_ = "program", problems_;
+  double weights_ = 0;  // elements
   int num_heads_ = 0, cross_heads_ = 0;
 };
 

@@ -43,6 +43,11 @@ TEST(Program, EveryFieldIsChecked) {
       if (auto* found = std::get_if<decltype(kind)>(&one)) return *found;
     throw std::runtime_error("no such op");
   };
+  refused("a matrix of no parts", mixture, [&](Program& p) { p.matrices[1].shape.parts.clear(); });
+  refused("a gated matrix of no parts", mixture,
+          [&](Program& p) { p.matrices[size_t(op(p, 0, Experts{}).gate_up[0])].shape.parts.clear(); });
+  refused("a matrix beyond every memory", mixture, [&](Program& p) { p.matrices[0].shape.k = int64_t(1) << 62; });
+  refused("a vector beyond every memory", mixture, [&](Program& p) { p.vectors[0] = int64_t(1) << 62; });
   refused("a slice outside", mixture, [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].begin = 73; });
   refused("a slice that overflows", mixture,
           [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].count = int64_t(1) << 62; });
