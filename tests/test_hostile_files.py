@@ -12,9 +12,11 @@ import task_models
 from conftest import FIXTURES
 
 import pyllm
+from pyllm.decode.options import GenerationOptions
 from pyllm.errors import InvalidConfigError, InvalidOptionError, PromptError, TokenizerError
 from pyllm.models import build_network
 from pyllm.tokenization import load_tokenizer
+from pyllm.tokenization.languages import lookup
 
 LONE_SURROGATE = "\ud800"
 
@@ -126,3 +128,39 @@ def test_pooling_of_a_wrong_kind(encoder: Any, pooling: object) -> None:
 def test_an_array_that_cannot_be_walked(encoder: Any) -> None:
     with pytest.raises(PromptError):
         pyllm.pipeline("feature-extraction", model=encoder)(np.array(3))
+
+
+@pytest.mark.parametrize(
+    "ids", [None, 3, [3], [True], "ab", ["ab"], [["a"]], [[1.5]], [[[1]]], np.array(3), [[-1]], [[]]]
+)
+def test_ids_of_a_wrong_kind(encoder: Any, ids: Any) -> None:
+    with pytest.raises(PromptError):
+        encoder.forward(ids, output="hidden")
+
+
+@pytest.mark.parametrize("types", [3, [0, 1], ["ab"], [[0, 2]], [[0]], [[None, 0]]])
+def test_token_types_of_a_wrong_kind(encoder: Any, types: Any) -> None:
+    with pytest.raises(PromptError):
+        encoder.forward([[1, 2]], types, output="hidden")
+
+
+@pytest.mark.parametrize("options", [{"prompt": 3}, {"prompt": ["a"]}, {"prompt_name": []}, {"prompt_name": {}}])
+def test_prompts_of_a_wrong_kind(encoder: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match="prompt"):
+        encoder.embed("the king", **options)
+
+
+def test_options_that_are_arrays_of_one_value() -> None:
+    for name in ("eos_token_id", "stop_strings", "bad_words_ids", "sequence_bias"):
+        with pytest.raises(InvalidOptionError, match=name):
+            GenerationOptions.build({}, {name: np.array(2.0)})
+
+
+def test_a_language_that_is_no_text() -> None:
+    with pytest.raises(TokenizerError, match="language codes"):
+        lookup({"de": 1}, [["x"]], "src_lang")  # type: ignore[arg-type]
+
+
+def test_an_error_about_many_inputs_stays_readable(encoder: Any) -> None:
+    with pytest.raises(PromptError, match="and 9900 more"):
+        pyllm.pipeline("feature-extraction", model=encoder)([3] * 10_000)

@@ -22,7 +22,7 @@ from ..program.program import Embed, Program
 from .captures import Layers, attention_names, hidden_names
 from .model import Model
 from .pooling import Sentences, chosen_modes, read_sentences, unit
-from .prompts import Prompt, Prompts, read_prompt, read_prompts
+from .prompts import Prompt, Prompts, read_id_lists, read_prompt, read_prompts
 from .sources import Wanted, encode_batches
 
 Floats = NDArray[np.float32]
@@ -67,16 +67,18 @@ class EncoderModel(Model):
         capture: gets the rows of all texts joined, and the attention weights of each.
         Raises PromptError, ContextLengthError, NumericError, and UnsupportedModelError for a head that is not there.
         """
-        if output not in ("head", "hidden"):
+        if not isinstance(output, str) or output not in ("head", "hidden"):
             raise InvalidOptionError(f"[forward] output must be 'head' or 'hidden', got {output!r:.40}; give one")
         if output == "head" and self.head is None:
             raise UnsupportedModelError(
                 f"[forward] logits need a head, this {self.network.family} checkpoint has none (its architectures: "
                 f"{self.config.get('architectures')}); use encode() or embed(), or a checkpoint trained for the task"
             )
+        ids = read_id_lists(ids, "forward", "ids")
         self._check_texts(ids)
         types = self._checked_types(ids, type_ids)
         if rows is not None:
+            rows = read_id_lists(rows, "forward", "rows")
             self._check_rows(ids, rows, output)
         if self.head is None or output == "head":
             wanted: Wanted = "first" if self.head == "sequence-classification" else "all" if rows is None else rows
@@ -248,6 +250,7 @@ class EncoderModel(Model):
         count = _token_types(self.program)
         if type_ids is None or count < 2:
             return None
+        type_ids = read_id_lists(type_ids, "forward", "type_ids")
         if [len(text) for text in ids] != [len(types) for types in type_ids]:
             raise PromptError("[forward] type_ids must be as many as ids for each text, they differ; give one a token")
         outside = sorted({kind for types in type_ids for kind in types if not 0 <= kind < count})
@@ -284,6 +287,10 @@ class EncoderModel(Model):
         prompts = self.sentences.prompts
         if prompt is not None and name is not None:
             raise InvalidOptionError("[embed] prompt and prompt_name exclude each other, both were given; drop one")
+        if not all(each is None or isinstance(each, str) for each in (prompt, name)):
+            raise InvalidOptionError(
+                f"[embed] prompt and prompt_name must be str, got {name if prompt is None else prompt!r:.40}; pass text"
+            )
         if prompt is not None:
             return prompt
         name = self.sentences.default_prompt if name is None else name

@@ -50,6 +50,14 @@ def read_ids(ids: Any, where: str, name: str) -> list[int]:
     return [int(token) for token in items]
 
 
+def read_id_lists(lists: Any, where: str, name: str) -> list[list[int]]:
+    """`read_ids` of an argument that holds a list for each text. Raises PromptError."""
+    items = lists.tolist() if hasattr(lists, "tolist") else lists
+    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)):
+        raise PromptError(f"[{where}] {name} must be a list for each text, got {type(items).__name__}; pass lists")
+    return [read_ids(each, where, f"{name}[{index}]") for index, each in enumerate(items)]
+
+
 def bounded(options: GenerationOptions, prompt_length: int, max_positions: int) -> GenerationOptions:
     """Options whose length ends at the context where it came from a file or a default. What the caller asked for stays
     as it is, and is refused later when it doesn't fit."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ..errors import PromptError
 
 Item = TypeVar("Item")
+MOST_LISTED = 100  # inputs that one error describes
 
 
 def is_stream(inputs: Any) -> bool:
@@ -26,7 +27,9 @@ def read_all(inputs: Iterable[Any], read: Callable[[Any], Item], first: int = 0)
     found = [_attempt(read, each) for each in inputs]
     wrong = [(index, result) for index, result in enumerate(found, first) if isinstance(result, PromptError)]
     if wrong:
-        raise type(wrong[0][1])(" | ".join(f"input {index}: {error}" for index, error in wrong))
+        more = f" | and {len(wrong) - MOST_LISTED} more" if len(wrong) > MOST_LISTED else ""
+        listed = " | ".join(f"input {index}: {error}" for index, error in wrong[:MOST_LISTED])
+        raise type(wrong[0][1])(listed + more)
     return [item for item in found if not isinstance(item, PromptError)]
 
 

@@ -132,12 +132,12 @@ class Languages:
 
 def lookup(codes: dict[str, int], code: str, where: str) -> int:
     """codes[code]. Raises TokenizerError naming the code, the nearest ones and some of the rest."""
-    if code in codes:
+    if isinstance(code, str) and code in codes:
         return codes[code]
     if not codes:
         raise TokenizerError(f"[{where}] this tokenizer has no language codes, got {code!r:.40}, leave it out")
     begins = [known for known in codes if known[:2].lower() == str(code)[:2].lower()]
-    near = difflib.get_close_matches(str(code), begins or codes, 1, 0)
+    near = difflib.get_close_matches(str(code)[:40], begins or codes, 1, 0)
     some = ", ".join(sorted(codes)[:8])
     more = f" and {len(codes) - 8} more" if len(codes) > 8 else ""
     hint = f"use {near[0]} perhaps" if near else "use one of them"
