@@ -332,3 +332,14 @@ def test_special_tokens_are_spelled_in_the_text(tokenizer: Tokenizer) -> None:
     assert isinstance(ids, list)
     assert ids.count(50256) == 3
     assert tokenizer.decode(ids) == "Hi  é🦙 "
+
+
+def test_what_would_change_the_ids_is_refused() -> None:
+    tokenizer = load_tokenizer(DEFAULT_MODEL, {})
+    template = "{{ messages[0].content }}"
+    plain = tokenizer.apply_chat_template([USER], chat_template=template)
+    idle = {"return_dict": False, "return_tensors": None, "padding": False, "tokenizer_kwargs": {}}
+    assert tokenizer.apply_chat_template([USER], chat_template=template, **idle) == plain
+    for wrong in ({"return_tensors": "pt"}, {"return_dict": True}, {"truncation": True, "max_length": 5}):
+        with pytest.raises(TokenizerError, match=f"list of all its ids, got .*{next(iter(wrong))}"):
+            tokenizer.apply_chat_template([USER], chat_template=template, **wrong)

@@ -82,6 +82,8 @@ def test_wrong_chats(chatter: Any, generator: Any) -> None:
         generator(CHAT)
     with pytest.raises(PromptError, match="message 1 is not"):
         chatter([CHAT[0], {"content": "no role"}])
+    with pytest.raises(PromptError, match="message 0 is not"):
+        chatter([{"role": "user"}])
     with pytest.raises(PromptError, match="must have text as its content to be continued, got list"):
         chatter([{"role": "assistant", "content": [{"type": "text", "text": "x"}]}])
     with pytest.raises(PromptError, match=r"input 1: .*tools go with chats, got a str"):

@@ -18,8 +18,12 @@ def is_chat(given: Any) -> bool:
 
 
 def checked(given: Any) -> list[Message]:
-    """The messages of a chat. Raises PromptError for messages without a role."""
-    wrong = [index for index, each in enumerate(given) if not isinstance(each, Mapping) or "role" not in each]
+    """The messages of a chat. Raises PromptError for messages without a role, or with neither content nor calls."""
+    wrong = [
+        index
+        for index, each in enumerate(given)
+        if not isinstance(each, Mapping) or "role" not in each or not each.keys() & {"content", "tool_calls"}
+    ]
     if wrong:
         raise PromptError(
             '[text-generation] each message of a chat is a dict with "role" and "content", '

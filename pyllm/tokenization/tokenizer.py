@@ -195,6 +195,7 @@ class Tokenizer:
         """
         from .chat_template import ChatTemplate
 
+        _refuse_tokenizing(template_kwargs)
         text = (self.chat_template or ChatTemplate({})).render(
             messages,
             tools=tools,
@@ -219,6 +220,32 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({type(self._backend).__name__}, vocab_size={self.vocab_size})"
+
+
+# What transformers' apply_chat_template takes for the tokenizer and no template reads -> values that ask for nothing.
+_TOKENIZING: dict[str, tuple[Any, ...]] = {
+    "return_tensors": (None,),
+    "return_dict": (None, False),
+    "return_assistant_tokens_mask": (None, False),
+    "padding": (None, False),
+    "truncation": (None, False),
+    "max_length": (None,),
+    "tokenizer_kwargs": (None, {}),
+}
+
+
+def _refuse_tokenizing(variables: dict[str, Any]) -> None:
+    """Takes them out of a template's variables. Raises TokenizerError for those that ask for something."""
+    given = {name: variables.pop(name) for name in _TOKENIZING if name in variables}
+    asked = [
+        name
+        for name, value in given.items()
+        if not any(type(value) is type(idle) and value == idle for idle in _TOKENIZING[name])
+    ]
+    if asked:
+        raise TokenizerError(
+            f"[chat_template] a conversation becomes a list of all its ids, got {', '.join(asked)}, leave it out"
+        )
 
 
 def _checked_text(text: str) -> str:
