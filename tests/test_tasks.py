@@ -339,8 +339,12 @@ def test_wrong_calls(
 
 
 def test_a_task_that_has_no_default_model_says_so() -> None:
-    with pytest.raises(InvalidOptionError, match="fill-mask needs a model, got none"):
+    with pytest.raises(InvalidOptionError, match=r"fill-mask needs a model, got none.*'distilbert/distilroberta-base'"):
         pyllm.pipeline("fill-mask")
+    with pytest.raises(InvalidOptionError, match=r"translation_en_to_de needs a model.*'google-t5/t5-base'"):
+        pyllm.pipeline("translation_en_to_de")
+    with pytest.raises(InvalidOptionError, match=r"embeddings needs a model.*a Hub id$"):
+        pyllm.pipeline("embeddings")
 
 
 def test_the_tokenizer_may_be_named_but_is_the_models_own(load: Load) -> None:

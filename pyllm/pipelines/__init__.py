@@ -39,6 +39,20 @@ TASKS: dict[str, Any] = {
     "sentence-similarity": SentenceSimilarityPipeline,
     "embeddings": EmbeddingsPipeline,
 }
+# What transformers 4 took when no model was named: large downloads, so here they are named only.
+_USUAL = {
+    "sentiment-analysis": "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+    "text-classification": "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+    "token-classification": "dbmdz/bert-large-cased-finetuned-conll03-english",
+    "ner": "dbmdz/bert-large-cased-finetuned-conll03-english",
+    "question-answering": "distilbert/distilbert-base-cased-distilled-squad",
+    "fill-mask": "distilbert/distilroberta-base",
+    "summarization": "sshleifer/distilbart-cnn-12-6",
+    "translation": "google-t5/t5-base",
+    "text2text-generation": "google-t5/t5-base",
+    "zero-shot-classification": "facebook/bart-large-mnli",
+    "feature-extraction": "distilbert/distilbert-base-cased",
+}
 _Model: TypeAlias = "str | os.PathLike[str] | Model | None"
 LOADING = frozenset({*(load.__kwdefaults__ or {}), *FOREIGN})  # names of the loading options
 
@@ -111,7 +125,11 @@ def pipeline(task: str, model: _Model = None, *, tokenizer: Any = None, **option
     kind.check_options(calling)  # before a long load
     if model is None:
         if kind is not TextGenerationPipeline:
-            raise InvalidOptionError(f"[pipeline] {task} needs a model, got none; pass model= a folder or a Hub id")
+            usual = _USUAL.get("translation" if task.startswith("translation") else task)
+            hint = f" (transformers took {usual!r})" if usual else ""
+            raise InvalidOptionError(
+                f"[pipeline] {task} needs a model, got none; pass model= a folder or a Hub id{hint}"
+            )
         model = default_model()
     loaded = load(model, **loading)
     try:
