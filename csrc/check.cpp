@@ -225,8 +225,10 @@ class Checker {
                   bias.first > -kMost && bias.first < kMost && inside(bias.c2p_index) && inside(bias.p2c_index) &&
                   bias.c2p_index.size() == bias.p2c_index.size(),
               "attention: a bias by content needs two lists of as many indices below its span");
+      const bool spans = bias.span > 0 && bias.span < kMost;  // otherwise the product may overflow
       for (int id : {bias.c2p, bias.p2c})
-        require(id < 0 || is_tokens(id, o.num_heads * bias.span), "attention: a bias by content is [T, heads * span]");
+        require(id < 0 || (spans && is_tokens(id, o.num_heads * bias.span)),
+                "attention: a bias by content is [T, heads * span]");
     }
     spent_[size_t(o.qkv)] = o.rope >= 0;
     if (o.rope >= 0)
@@ -236,7 +238,7 @@ class Checker {
   void check(const StoreCross& o) {
     const KvShape& kv = p_.cross;
     require(kv.layers > 0 && o.layer >= 0 && o.layer < kv.layers, "store cross: there is no such layer");
-    require(is_tokens(o.kv, 2 * int64_t(kv.heads) * kv.head_dim), "store cross: kv does not fit the heads");
+    require(fits(kv) && is_tokens(o.kv, 2 * int64_t(kv.heads) * kv.head_dim), "store cross: kv does not fit the heads");
   }
   void check(const CrossAttention& o) {
     const KvShape& kv = p_.cross;

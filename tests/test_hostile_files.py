@@ -106,6 +106,15 @@ def test_tokens_that_cannot_be(encoder_folder: Path, tmp_path: Path, said: dict[
     [
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
         ("model", {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}, "max_input_chars_per_word": 100}),
+        (
+            "post_processor",
+            {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {},
+            },
+        ),
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}),
     ],
 )

@@ -128,6 +128,7 @@ def template_of(processor: processors.PostProcessor | None) -> Template:
     part = putting[0]
     if part["type"] == "TemplateProcessing":
         ids = {name: token["ids"] for name, token in part["special_tokens"].items()}
+        _check_template(part, ids)
         return Template(_template_parts(part["single"], ids), _template_parts(part["pair"], ids))
     cls, sep = part["cls"][1], part["sep"][1]
     pair: tuple[tuple[int, int], ...]
@@ -136,6 +137,17 @@ def template_of(processor: processors.PostProcessor | None) -> Template:
     else:  # BertProcessing
         pair = ((cls, 0), (A, 0), (sep, 0), (B, 1), (sep, 1))
     return Template(((cls, 0), (A, 0), (sep, 0)), pair)
+
+
+def _check_template(part: dict[str, Any], ids: dict[str, list[int]]) -> None:
+    """Raises TokenizerError for special tokens without ids, which the library would only miss when it puts them."""
+    put = [item["SpecialToken"]["id"] for item in (*part["single"], *part["pair"]) if "SpecialToken" in item]
+    missing = [name for name in dict.fromkeys(put) if name not in ids]
+    if missing:
+        raise TokenizerError(
+            f"[tokenizer.json] post_processor must have the ids of the tokens it puts, it has none of "
+            f"{', '.join(map(repr, missing))!s:.120}, add them to its special_tokens"
+        )
 
 
 def _template_parts(items: list[dict[str, Any]], ids: dict[str, list[int]]) -> tuple[tuple[int, int], ...]:

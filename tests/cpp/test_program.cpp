@@ -47,6 +47,11 @@ TEST(Program, EveryFieldIsChecked) {
   refused("a gated matrix of no parts", mixture,
           [&](Program& p) { p.matrices[size_t(op(p, 0, Experts{}).gate_up[0])].shape.parts.clear(); });
   refused("a matrix beyond every memory", mixture, [&](Program& p) { p.matrices[0].shape.k = int64_t(1) << 62; });
+  refused("a span that overflows", mixture, [&](Program& p) {
+    ScoreBias& bias = op(p, 0, Attention{}).bias;
+    bias = {-1, 0, INT64_MIN, {}};
+    bias.c2p = 0;
+  });
   refused("a vector beyond every memory", mixture, [&](Program& p) { p.vectors[0] = int64_t(1) << 62; });
   refused("a slice outside", mixture, [&](Program& p) { op(p, 0, HeadNorm{}).slices[1].begin = 73; });
   refused("a slice that overflows", mixture,
