@@ -128,7 +128,7 @@ def test_damaged_weights_are_reported(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["bert.encoder.layer.1.output.dense.bias"][3] = np.nan
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(errors.NumericError, match="NaN for text 0, 1"):
+    with pytest.raises(errors.NumericError, match="NaN or infinity for text 0, 1"):
         make_model(folder, "float32").encode([[5], [6]])
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import task_models
 from conftest import FIXTURES
+from safetensors.numpy import load_file
 
 import pyllm
 from pyllm.decode.options import GenerationOptions
-from pyllm.errors import InvalidConfigError, InvalidOptionError, PromptError, TokenizerError
+from pyllm.errors import InvalidConfigError, InvalidOptionError, NumericError, PromptError, TokenizerError
 from pyllm.models import build_network
 from pyllm.tokenization import load_tokenizer
 from pyllm.tokenization.languages import lookup
@@ -173,3 +174,18 @@ def test_a_language_that_is_no_text() -> None:
 def test_an_error_about_many_inputs_stays_readable(encoder: Any) -> None:
     with pytest.raises(PromptError, match="and 9900 more"):
         pyllm.pipeline("feature-extraction", model=encoder)([3] * 10_000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize(
+    ("head", "task"), [("sentiment", "text-classification"), ("token-classification", "token-classification")]
+)
+def test_outputs_that_are_not_finite(tmp_path: Path, head: str, task: str, value: float) -> None:
+    folder = task_models.write_folder(tmp_path / "model", "bert", head)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.weight"][:] = value
+    tensors["classifier.weight"][::2] *= -1
+    task_models._save(folder / "model.safetensors", tensors)
+    classifier = pyllm.pipeline(task, model=folder, num_threads=1)
+    with pytest.raises(NumericError, match="finite"):
+        classifier("the king of the river")

@@ -87,11 +87,11 @@ class EncoderModel(Model):
         else:
             last = self.program.hidden[-1]
             results = [row for each in self._steps(ids, types, "none", capture, last) for row in each]
-        wrong = [str(index) for index, rows in enumerate(results) if np.isnan(rows).any()]
+        wrong = [str(index) for index, rows in enumerate(results) if not np.isfinite(rows).all()]
         if wrong:
             raise NumericError(
-                f"[forward] outputs must be numbers, got NaN for text {', '.join(wrong[:20])}; the weights are "
-                "damaged, or bfloat16 overflows: load with dtype='float32'"
+                f"[forward] outputs must be finite, got NaN or infinity for text {', '.join(wrong[:20])}; the "
+                "weights are damaged, or bfloat16 overflows: load with dtype='float32'"
             )
         return results
 
