@@ -11,6 +11,7 @@ import pytest
 from conftest import toy_folder
 
 import pyllm
+from pyllm.errors import NumericError
 
 pytest.importorskip("pyllm._C")
 
@@ -81,3 +82,19 @@ def test_text_classification_equals_transformers(folder: Path) -> None:
     for ours, their in zip(found, expected, strict=True):
         assert [each["label"] for each in ours] == [each["label"] for each in their]
         np.testing.assert_allclose([e["score"] for e in ours], [e["score"] for e in their], rtol=0, atol=1e-5)
+
+
+def test_damaged_weights_are_reported(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    content = bytearray((damaged / "model.safetensors").read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    head = next(header[name] for name in header if name.endswith("classification_head.out_proj.weight"))
+    assert head["dtype"] == "BF16"
+    first, last = head["data_offsets"]
+    content[begin + first : begin + last] = b"\x80\x7f" * ((last - first) // 2)  # infinity
+    (damaged / "model.safetensors").write_bytes(content)
+    classifier = pyllm.pipeline("text-classification", model=damaged, num_threads=1)
+    with pytest.raises(NumericError, match="finite"):
+        classifier(TEXTS[0])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ..errors import PromptError
+import numpy as np
+
+from ..errors import NumericError, PromptError
 from ..tokenization.encoding import Encoding
 from .encoder_pipeline import EncoderPipeline, Floats
 from .task_options import Settings
@@ -35,6 +37,11 @@ class ClassifierPipeline(EncoderPipeline[Item]):
         start = self.model.options({}).decoder_start_token_id
         start = self.model.config.get("decoder_start_token_id", ids[-1]) if start is None else start
         rows: Sequence[Floats] = self.model.logits([start, *ids[:-1]], source=ids)
+        if not np.isfinite(rows[-1]).all():
+            raise NumericError(
+                f"[{self.task}] logits must be finite, got NaN or infinity; the weights are damaged, or bfloat16 "
+                "overflows: load with dtype='float32'"
+            )
         return rows[-1]
 
     def _limit(self, settings: Settings) -> int:
