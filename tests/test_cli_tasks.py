@@ -103,7 +103,7 @@ def test_embed_writes_vectors_as_lines_or_an_array(tmp_path: Path) -> None:
         expected = model.embed(["a cat", "a dog"])
     lines = run("embed", folder, "a cat", "a dog").stdout.splitlines()
     np.testing.assert_allclose([[float(x) for x in line.split()] for line in lines], expected, rtol=0, atol=1e-5)
-    out = tmp_path / "vectors.npy"
+    out = tmp_path / "vectors"
     assert run("embed", folder, "a cat", "a dog", "-o", str(out), "--batch-size", "1").exit_code == 0
     np.testing.assert_array_equal(np.load(out), expected)
 

@@ -153,7 +153,8 @@ def embed(
         for batch in _texts.batches(_texts.read(texts, files), batch_size):
             work(batch)
     matrix = np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
-    np.save(output, matrix)
+    with Path(output).open("wb") as file:  # given a name, NumPy would put .npy behind it
+        np.save(file, matrix)
     click.echo(f"{output}: float32 {list(matrix.shape)}", err=True)
 
 
