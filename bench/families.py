@@ -5,7 +5,7 @@
 One wide but shallow random model a family (1024 columns, 4 layers, a vocabulary of 16,384), batch 1. Decode:
 nanoseconds a step for each kilobyte of weights that a step multiplies by; prefill and encoding of 256 tokens: the same
 a token. Llama is measured before and after each family and the slower of the two is what the family is compared to, as
-machines slow down meanwhile. `ratio` above 1.10 means slower by more than 10 %.
+machines slow down meanwhile; each figure is the best of five runs. `ratio` above 1.10: slower by more than 10 %.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def measure(folder: Path, dtype: str, threads: int, steps: int) -> dict[str, flo
         found: dict[str, float] = {}
         if model.network.step is not None:
             read = bytes_read(model.network.step, dtype) / 1e3
-            first, decode = min((step_times(model, prompt, steps) for _ in range(3)), key=lambda pair: pair[1])
+            runs = [step_times(model, prompt, steps) for _ in range(5)]
+            first, decode = (min(times) for times in zip(*runs, strict=True))
             found["decode"] = decode * 1e9 / read
             if model.network.encode is None:
                 body = bytes_read(model.network.step, dtype, every_row=True) / 1e3
@@ -87,7 +88,7 @@ def measure(folder: Path, dtype: str, threads: int, steps: int) -> dict[str, flo
                 began = time.perf_counter()
                 run()
                 times.append(time.perf_counter() - began)
-            found["encode"] = statistics.median(times) * 1e9 / body / PROMPT
+            found["encode"] = min(times) * 1e9 / body / PROMPT
         return found
 
 
