@@ -133,3 +133,8 @@ def test_wrong_values_of_its_own_options_are_listed_at_once(generator: TextGener
     for other in ("stop_strings", "stop"):
         with pytest.raises(InvalidOptionError, match=f"stop_sequence and {other} are the same option"):
             generator("x", stop_sequence="a", **{other: "b"})
+
+
+def test_a_model_alone_is_no_task() -> None:
+    with pytest.raises(InvalidOptionError, match=r"got none \(a model alone does not tell\); name one"):
+        pyllm.pipeline(model=pyllm.default_model())

@@ -94,8 +94,8 @@ def pipeline(
 @overload
 def pipeline(task: Literal["embeddings"], model: _Model = None, **options: Any) -> EmbeddingsPipeline: ...
 @overload
-def pipeline(task: str, model: _Model = None, **options: Any) -> Any: ...
-def pipeline(task: str, model: _Model = None, *, tokenizer: Any = None, **options: Any) -> Any:
+def pipeline(task: str = "", model: _Model = None, **options: Any) -> Any: ...
+def pipeline(task: str = "", model: _Model = None, *, tokenizer: Any = None, **options: Any) -> Any:
     """The pipeline of a task on a model: called with inputs, it gives what transformers' pipeline of that name gives.
 
     task      "text-generation", "translation", "translation_xx_to_yy" (languages xx and yy), "summarization",
@@ -146,7 +146,8 @@ def _task(task: str) -> Any:
         return between
     near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.5) if isinstance(task, str) else []
     hint = f", did you mean {near[0]!r}?" if near else ""
-    raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {task!r}{hint}")
+    got = repr(task) if task else "none (a model alone does not tell); name one"
+    raise InvalidOptionError(f"[pipeline] the tasks are {', '.join(TASKS)}, got {got}{hint}")
 
 
 def _check_tokenizer(tokenizer: Any, model: Any) -> None:
