@@ -26,7 +26,7 @@ from random_model import write_random
 import pyllm
 from pyllm import _C
 from pyllm.decode.options import GenerationOptions
-from pyllm.program.program import Experts, Linear, Program
+from pyllm.program.program import Experts, HeadLinear, Linear, Program
 
 WARM_UP = 8
 PROMPT = 256
@@ -40,6 +40,8 @@ def bytes_read(program: Program, dtype: str, *, every_row: bool = False) -> int:
     for op in program.ops:
         if isinstance(op, Linear) and not (every_row and op.out.rows == "R"):
             total += op.weight.shape[0] * op.weight.shape[1]
+        elif isinstance(op, HeadLinear):
+            total += sum(weight.shape[0] * weight.shape[1] for weight in op.weights)
         elif isinstance(op, Experts):
             each = op.gate_up[0].shape[0] * op.gate_up[0].shape[1] + op.down[0].shape[0] * op.down[0].shape[1]
             total += op.top_k * each + sum(m.shape[0] * m.shape[1] for m in op.shared or ())

@@ -211,6 +211,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "albert": {**_BERT, "model_type": "albert", "embedding_size": 128, "num_hidden_groups": 1, "inner_group_num": 1},
     "electra": {**_BERT, "model_type": "electra", "embedding_size": 128},
     "mpnet": {**_BERT, "model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1},
+    "deberta-v2": {
+        **_BERT,
+        "model_type": "deberta-v2",
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "position_biased_input": False,
+    },
     "modernbert": {
         **_HF,
         "model_type": "modernbert",

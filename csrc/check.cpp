@@ -115,6 +115,7 @@ class Checker {
                                                     [&](const NormSlice& s) { return vectors(s.weight, s.bias); });
                                },
                                [&](const Linear& o) { return is_matrix(o.weight); },
+                               [&](const HeadLinear& o) { return all_matrices(o.weights); },
                                [&](const Experts& o) {
                                  return all_matrices(o.gate_up) && all_matrices(o.down) &&
                                         matrix_or_none(o.shared_gate_up) && matrix_or_none(o.shared_down) &&
@@ -174,6 +175,22 @@ class Checker {
             "linear: x, weight and out do not fit");
     require(o.softcap >= 0 && !(w.gated && o.softcap > 0), "linear: softcap must not be negative, nor gated");
     if (o.residual >= 0) require(same_shape(o.residual, o.out), "linear: the residual must have the shape of out");
+  }
+  void check(const HeadLinear& o) {
+    require(!o.weights.empty() && o.weights.size() < size_t(kMost), "head linear: there must be a matrix a head");
+    if (o.weights.empty()) return;
+    const MatrixShape& first = matrix(o.weights[0]);
+    const int64_t heads = int64_t(o.weights.size()), n = buffer(o.x).cols;
+    for (int id : o.weights) {
+      const MatrixShape& w = matrix(id);
+      require(w.packed && !w.gated && w.k == first.k && w.outputs() == first.outputs(),
+              "head linear: its matrices must be packed, not gated, and of one shape");
+    }
+    require(o.begin >= 0 && o.begin <= n && first.k <= n && heads <= n && heads * first.k <= n - o.begin,
+            "head linear: a head lies outside of the row");
+    const Buffer& out = buffer(o.out);
+    require(out.rows == buffer(o.x).rows && out.cols % heads == 0 && out.cols / heads == first.outputs(),
+            "head linear: weights and out do not fit");
   }
   void check(const Experts& o) {
     const int64_t width = buffer(o.x).cols;

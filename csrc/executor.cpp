@@ -135,16 +135,20 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
     if (r.reads_cross())
       sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.format, program_.cross.head_dim, keys));
     const auto see = [&](int matrix, int64_t m) { sizes.work = std::max(sizes.work, linear_work(matrix, m)); };
+    const auto local = [&](size_t bytes) { sizes.local = std::max(sizes.local, page_up(bytes)); };
     for (const Op& op : r.ops)
       std::visit(Overloaded{[&](const Linear& o) { see(o.weight, rows); },
+                            [&](const HeadLinear& o) {
+                              for (int matrix : o.weights) see(matrix, Worker::chunk_rows(rows));
+                              local(Worker::head_scratch(program_, o, kernels_, rows));
+                            },
                             [&](const Experts& o) {
-                              const int64_t m = Worker::expert_rows(rows);
+                              const int64_t m = Worker::chunk_rows(rows);
                               for (const std::vector<int>* list : {&o.gate_up, &o.down})
                                 for (int matrix : *list) see(matrix, m);
                               for (int matrix : {o.shared_gate_up, o.shared_down})
                                 if (matrix >= 0) see(matrix, m);
-                              sizes.experts =
-                                  std::max(sizes.experts, page_up(Worker::expert_scratch(program_, o, kernels_, rows)));
+                              local(Worker::expert_scratch(program_, o, kernels_, rows));
                             },
                             [&](const Attention& o) {
                               if (o.bias.any())

@@ -183,6 +183,8 @@ class Lowering {
     }
     add(linear, touches);
   }
+  // Heads are prepared by each worker in memory of its own.
+  void lower(const HeadLinear& o) { add(phase(), {{o.x, false, false}, {o.out, true, false}}); }
   // Experts gather and prepare their rows in memory of their own; what a worker holds of its copies is only read.
   void lower(const Experts& o) {
     Phase experts = phase();

@@ -27,18 +27,18 @@ std::vector<int> reads(const Op& op) {
     return needed;
   };
   return std::visit(
-      Overloaded{[](const Embed&) { return Ids{}; }, [](const Rotary&) { return Ids{}; },
-                 [&](const Norm& o) { return list({o.x}, {o.residual}); },
-                 [&](const HeadNorm& o) { return list({o.x}); },
-                 [&](const Linear& o) { return list({o.x}, {o.residual}); },
-                 [&](const Experts& o) {
-                   return list({o.x, o.router}, {o.residual});
-                 },
-                 [&](const Attention& o) {
-                   return list({o.qkv}, {o.rope, o.bias.c2p, o.bias.p2c});
-                 },
-                 [&](const StoreCross& o) { return list({o.kv}); },
-                 [&](const CrossAttention& o) { return list({o.q}); }, [&](const Select& o) { return list({o.x}); }},
+      Overloaded{
+          [](const Embed&) { return Ids{}; }, [](const Rotary&) { return Ids{}; },
+          [&](const Norm& o) { return list({o.x}, {o.residual}); }, [&](const HeadNorm& o) { return list({o.x}); },
+          [&](const Linear& o) { return list({o.x}, {o.residual}); }, [&](const HeadLinear& o) { return list({o.x}); },
+          [&](const Experts& o) {
+            return list({o.x, o.router}, {o.residual});
+          },
+          [&](const Attention& o) {
+            return list({o.qkv}, {o.rope, o.bias.c2p, o.bias.p2c});
+          },
+          [&](const StoreCross& o) { return list({o.kv}); }, [&](const CrossAttention& o) { return list({o.q}); },
+          [&](const Select& o) { return list({o.x}); }},
       op);
 }
 

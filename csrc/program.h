@@ -63,6 +63,11 @@ struct Linear {
   int residual;
   float scale = 1.0f, softcap = 0.0f;
 };
+struct HeadLinear {
+  int out, x;
+  int64_t begin;             // column of x that the first head starts at
+  std::vector<int> weights;  // one a head, all of one shape
+};
 struct Experts {
   int out, x, router;
   std::vector<int> gate_up, down;
@@ -105,7 +110,8 @@ struct CrossAttention {
 struct Select {
   int out, x;
 };
-using Op = std::variant<Embed, Rotary, Norm, HeadNorm, Linear, Experts, Attention, StoreCross, CrossAttention, Select>;
+using Op = std::variant<Embed, Rotary, Norm, HeadNorm, Linear, HeadLinear, Experts, Attention, StoreCross,
+                        CrossAttention, Select>;
 
 // Buffers an op reads, and the one it writes (-1: none).
 std::vector<int> reads(const Op& op);

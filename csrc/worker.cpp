@@ -5,6 +5,19 @@
 #include <cstring>
 
 namespace pyllm {
+namespace {
+
+constexpr int kChunkRows = 192;  // rows of a matmul of part of a row: what is gathered or prepared stays in the caches
+
+}  // namespace
+
+int Worker::chunk_rows(int64_t rows) { return int(std::min<int64_t>(rows, kChunkRows)); }
+
+size_t Worker::most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs) {
+  size_t bytes = 0;
+  for (int m = 1; m <= std::min(rows, 16); m++) bytes = std::max(bytes, kernels.prepared_bytes(format, m, inputs));
+  return std::max(bytes, kernels.prepared_bytes(format, rows, inputs));
+}
 
 Worker::Worker(const StepShared& shared, const ScratchSizes& sizes, Team& team)
     : s_(shared), b_(shared.step.batch()), p_(shared.program), r_(shared.routine), k_(shared.kernels), team_(team) {
@@ -12,8 +25,8 @@ Worker::Worker(const StepShared& shared, const ScratchSizes& sizes, Team& team)
   normed_ = reinterpret_cast<float*>(mine);
   prepared_ = mine + sizes.norm;
   bias_ = reinterpret_cast<float*>(prepared_ + sizes.prepared);
-  experts_ = prepared_ + sizes.prepared + sizes.bias;
-  work_ = experts_ + sizes.experts;
+  local_ = prepared_ + sizes.prepared + sizes.bias;
+  work_ = local_ + sizes.local;
 }
 
 void Worker::run() {

@@ -45,8 +45,8 @@ struct StepShared {
 
 // Scratch of one worker: consecutive parts, in bytes.
 struct ScratchSizes {
-  size_t norm, prepared, bias, experts, work;
-  size_t total() const { return norm + prepared + bias + experts + work; }
+  size_t norm, prepared, bias, local, work;  // local: of experts and head linears
+  size_t total() const { return norm + prepared + bias + local + work; }
 };
 
 // Floats between rows of biases of attention scores, of which there are kAttendRows.
@@ -58,9 +58,10 @@ class Worker {
   // Walks the whole op list.
   void run();
 
-  // Scratch that experts need in steps of `rows` rows, and the most rows of one of their matmuls.
+  // Scratch of one op in steps of `rows` rows, and the most rows of one of its matmuls.
   static size_t expert_scratch(const Program& program, const Experts& op, const Kernels& kernels, int64_t rows);
-  static int expert_rows(int64_t rows);
+  static size_t head_scratch(const Program& program, const HeadLinear& op, const Kernels& kernels, int64_t rows);
+  static int chunk_rows(int64_t rows);
 
  private:
   const Buffer& buffer(int id) const { return r_.buffers[size_t(id)]; }
@@ -81,6 +82,7 @@ class Worker {
   void apply(const Norm& o, const Phase&);
   void apply(const HeadNorm& o, const Phase&);
   void apply(const Linear& o, const Phase& phase);
+  void apply(const HeadLinear& o, const Phase&);
   void apply(const Experts& o, const Phase& phase);
   void apply(const Attention& o, const Phase& phase);
   void apply(const StoreCross& o, const Phase&);
@@ -93,6 +95,8 @@ class Worker {
   void norm_row(const Norm& o, int64_t r, float* y) const;
   void fill_normed(const Phase& phase, int64_t rows);
   LinearArgs linear_args(int matrix, int m) const;
+  // Bytes of the prepared form of up to `rows` rows.
+  static size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs);
 
   // worker_attention.cpp
   void append(const Attention& o, int head, int sequence, int row0, int row1);
@@ -101,6 +105,9 @@ class Worker {
   const float* distance_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head) const;
   void attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op, int head, const AttendTask& task,
                       const ScoreBias* bias, const int32_t* keys);
+
+  // worker_heads.cpp
+  void head_panels(const HeadLinear& o, int head, int p0, int p1);
 
   // worker_experts.cpp
   struct ExpertWork;
@@ -119,7 +126,7 @@ class Worker {
   float* normed_;
   uint8_t* prepared_;
   float* bias_;
-  uint8_t* experts_;
+  uint8_t* local_;
   uint8_t* work_;
 };
 

@@ -12,8 +12,6 @@
 namespace pyllm {
 namespace {
 
-constexpr int kExpertRows = 192;  // rows of one matmul: what is gathered stays in the caches
-
 // Consecutive parts of memory, 64-byte aligned; with base nullptr their sizes are summed up only.
 class Carver {
  public:
@@ -31,12 +29,6 @@ class Carver {
   size_t size_ = 0;
 };
 
-size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs) {
-  size_t bytes = 0;
-  for (int m = 1; m <= std::min(rows, 16); m++) bytes = std::max(bytes, kernels.prepared_bytes(format, m, inputs));
-  return std::max(bytes, kernels.prepared_bytes(format, rows, inputs));
-}
-
 // The rows that one expert works on, and where their hidden rows begin.
 struct Expert {
   int gate_up, down;
@@ -45,8 +37,6 @@ struct Expert {
 };
 
 }  // namespace
-
-int Worker::expert_rows(int64_t rows) { return int(std::min<int64_t>(rows, kExpertRows)); }
 
 // Memory of one mixture: shared by all workers (hidden, and the routing of many rows), and this worker's own.
 struct Worker::ExpertWork {
@@ -58,9 +48,9 @@ struct Worker::ExpertWork {
     first = mine.take<int32_t>(experts + 1);
     sorted = mine.take<int32_t>(rows * top_k);
     odds = mine.take<float>(experts + 16);
-    gathered = mine.take<float>(expert_rows(rows) * hidden_width(width));
-    result = mine.take<float>(expert_rows(rows) * round_up(width, kPanel));
-    prepared = mine.take<uint8_t>(int64_t(most_prepared(kernels, p.format, expert_rows(rows), shape.inputs)));
+    gathered = mine.take<float>(chunk_rows(rows) * hidden_width(width));
+    result = mine.take<float>(chunk_rows(rows) * round_up(width, kPanel));
+    prepared = mine.take<uint8_t>(int64_t(most_prepared(kernels, p.format, chunk_rows(rows), shape.inputs)));
     chosen = mine.take<int32_t>(few ? rows * top_k : 0);
     weights = mine.take<float>(few ? rows * (top_k + 1) : 0);
     bytes = mine.size();
@@ -164,7 +154,7 @@ void Worker::expert_hidden(const Experts& o, const Phase& phase, ExpertWork& wor
     const int p0 = mine.begin <= at ? 0 : panel_at(mine.begin), p1 = mine.end <= at ? 0 : panel_at(mine.end);
     at += panels * each;
     for (int64_t i = 0, m; p0 < p1 && i < e.count; i += m) {
-      m = std::min<int64_t>(e.count - i, kExpertRows);
+      m = chunk_rows(e.count - i);
       const int64_t row0 = work.row_of(e, i);
       const float* from = x + row0 * x_ld;
       if (work.row_of(e, i + m - 1) - row0 != m - 1) {
@@ -196,7 +186,7 @@ void Worker::expert_outputs(const Experts& o, ExpertWork& work) {
   }
   work.for_chosen(o, rows, [&](const Expert& e) {
     for (int64_t i = 0, m; i < e.count; i += m) {
-      m = std::min<int64_t>(e.count - i, kExpertRows);
+      m = chunk_rows(e.count - i);
       LinearArgs a = linear_args(e.down, int(m));
       const int64_t hidden_ld = work.hidden_ld(e);
       a.activation = Activation::none;
@@ -222,7 +212,7 @@ void Worker::apply(const Experts& o, const Phase& phase) {
   const int64_t rows = count(o.x);
   if (rows == 0) return;
   if (phase.fill) fill_normed(phase, rows);
-  ExpertWork work(p_, o, k_, rows, s_.few, row(o.hidden, 0), experts_);
+  ExpertWork work(p_, o, k_, rows, s_.few, row(o.hidden, 0), local_);
   if (s_.few) {
     route(o, 0, rows, work);
   } else {

@@ -42,6 +42,7 @@ class Program:
     def linear(
         self, out: int, x: int, weight: int, activation: str, residual: int, scale: float, softcap: float
     ) -> None: ...
+    def head_linear(self, out: int, x: int, begin: int, weights: list[int]) -> None: ...
     def experts(
         self,
         out: int,

@@ -63,8 +63,8 @@ def relative(name: str, reach: int, past_only: bool = False) -> RelativeBias:
 
 
 def decoder() -> Program:
-    """Learned positions, rotation, heads normed by one weight and by their own, windows, caps and biases of scores,
-    scaled residuals, norms after a block, two mixtures of experts, a table that is also the head."""
+    """Learned positions, rotation, heads normed by one weight and by their own, windows, caps and biases of scores, a
+    matrix a head, scaled residuals, norms after a block, two mixtures of experts, a table that is also the head."""
     r = Recorder("decoder", vocab_size=VOCAB, max_positions=POSITIONS)
     table = matrix("table", VOCAB, D)
     x = r.embed("embed", table, positions=matrix("positions", POSITIONS + 2, D), position_offset=2, scale=1.5)
@@ -82,7 +82,9 @@ def decoder() -> Program:
             own = NormSlice(H * E, E, K, vector(f"{i}.knorm.weight", K * E))
             qkv = r.head_norm("qknorm", qkv, "rms", [one, own], 1e-5)
             a = r.attention("attend", qkv, num_heads=H, num_kv_heads=K, head_dim=E, scale=0.3, **more)
-            a = r.linear("out", a, matrix(f"{i}.out", D, H * E), scale=0.6, residual=x if i else None)
+            if i == 1:
+                a = by_head(r, "heads", a, 2, 70, 20, begin=3)
+            a = r.linear("out", a, matrix(f"{i}.out", D, a.cols), scale=0.6, residual=x if i else None)
             if i == 0:
                 a = r.layer_norm("post", a, vector("post.norm.weight", D), vector("post.bias", D), 1e-5, residual=x)
             h = r.layer_norm("ffn_norm", a, vector(f"{i}.ffn_norm.weight", D), vector(f"{i}.ffn_norm.b", D), 1e-5)
@@ -94,6 +96,13 @@ def decoder() -> Program:
     x = r.select("last", x)
     x = r.rms_norm("final", x, vector("final.norm.weight", D), 1e-5)
     return r.finish(r.linear("logits", x, table, softcap=3.0))
+
+
+def by_head(
+    r: Recorder, name: str, x: Buffer, heads: int, outputs: int, inputs: int, *, begin: int = 0, bias: bool = False
+) -> Buffer:
+    weights = [matrix(f"{name}.{i}", outputs, inputs, bias=bias) for i in range(heads)]
+    return r.head_linear(name, x, weights, begin=begin)
 
 
 def mixture(r: Recorder, layer: int, h: Buffer, residual: Buffer) -> Buffer:
@@ -131,8 +140,11 @@ def encoder_layer(r: Recorder, i: int, x: Buffer, **options: Any) -> Buffer:
 
 
 def disentangled(r: Recorder, x: Buffer) -> Disentangled:
-    """Distances from -17 to 17 in 9 places, counted from either end."""
-    c2p, p2c = (r.linear(name, x, matrix(name, H * 9, D)) for name in ("c2p", "p2c"))
+    """Distances from -17 to 17 in 9 places, counted from either end. By a matrix a head: of part of a panel, of a panel
+    and part of another, of whole panels."""
+    c2p = by_head(r, "c2p", x, H, 9, 9)
+    wide = by_head(r, "wide", x, 2, 70, 16, begin=3, bias=True)
+    p2c = by_head(r, "p2c", by_head(r, "whole", wide, 3, 128, 40, begin=5), H, 9, 90, begin=21)
     places = tuple(abs(i * 9 // 35) for i in range(35))
     return Disentangled(c2p, p2c, num_heads=H, span=9, first=-17, c2p_index=places, p2c_index=places[::-1])
 

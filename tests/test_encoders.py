@@ -274,6 +274,12 @@ LIES: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "pooling": ("modernbert", {"classifier_pooling": "max"}, errors.UnsupportedModelError, "classifier_pooling 'max'"),
     "layers": ("modernbert", {"layer_types": ["full"]}, errors.InvalidConfigError, "layer_types must list"),
     "positions for deberta": ("deberta-v2", {"max_position_embeddings": 2**30}, errors.InvalidConfigError, "to 65536"),
+    "heads for deberta": (
+        "deberta-v2",
+        {"hidden_size": 2**17, "num_attention_heads": 2**17, "position_buckets": 2},
+        errors.InvalidConfigError,
+        "num_hidden_layers \\* num_attention_heads must be up to 65536, got 262144",
+    ),
     "convolution": ("deberta-v2", {"conv_kernel_size": 3}, errors.UnsupportedModelError, "a convolution"),
     "few buckets": ("deberta-v2", {"position_buckets": 1}, errors.InvalidConfigError, "position_buckets must be"),
     "terms": ("deberta-v2", {"pos_att_type": "c2p|p2p"}, errors.UnsupportedModelError, "pos_att_type 'c2p|p2p'"),

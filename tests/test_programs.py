@@ -73,6 +73,20 @@ def test_a_matrix_must_fit_its_sources() -> None:
         r.linear("fc", x, joined("fc", [("gate", 4), ("up", 6)], 6, gated=True))
 
 
+def test_heads_of_a_linear_must_fit() -> None:
+    r = recorder()
+    x = r.embed("embed", table("wte", 10, 6))
+    pair = [matrix("a", 5, 2), matrix("b", 5, 2)]
+    assert r.head_linear("pair", x, pair, begin=2).cols == 10
+    with pytest.raises(ProgramError, match="a matrix a head"):
+        r.head_linear("none", x, [])
+    with pytest.raises(ProgramError, match=r"weight 'c' must be \[5, 2\] as the first head's"):
+        r.head_linear("uneven", x, [*pair, matrix("c", 4, 2)])
+    for begin in (-1, 3):
+        with pytest.raises(ProgramError, match=rf"2 heads of 2 from column {begin} on do not lie in 'embed' \[T, 6\]"):
+            r.head_linear("outside", x, pair, begin=begin)
+
+
 def test_attention_must_fit_its_heads() -> None:
     r = recorder()
     x = r.embed("embed", table("wte", 10, 6))

@@ -80,6 +80,12 @@ void bind_ops_of(py::class_<Program>& program) {
           py::arg("out"), py::arg("x"), py::arg("weight"), py::arg("activation"), py::arg("residual"), py::arg("scale"),
           py::arg("softcap"))
       .def(
+          "head_linear",
+          [](Program& p, int out, int x, int64_t begin, std::vector<int> weights) {
+            append(p, HeadLinear{out, x, begin, std::move(weights)});
+          },
+          py::arg("out"), py::arg("x"), py::arg("begin"), py::arg("weights"))
+      .def(
           "experts",
           [](Program& p, int out, int x, int router, std::vector<int> gate_up, std::vector<int> down,
              int shared_gate_up, int shared_down, int top_k, const std::string& activation, bool normalize,

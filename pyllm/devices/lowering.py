@@ -11,6 +11,7 @@ from ..program.program import (
     CrossAttention,
     Embed,
     Experts,
+    HeadLinear,
     HeadNorm,
     Linear,
     Norm,
@@ -110,6 +111,8 @@ class Routine:
         elif isinstance(op, Linear):
             x, residual = self.buffer(op.x), self.buffer(op.residual)
             self._core.linear(out, x, self._matrix(op.weight), op.activation, residual, op.scale, op.softcap)
+        elif isinstance(op, HeadLinear):
+            self._core.head_linear(out, self.buffer(op.x), op.begin, [self._matrix(weight) for weight in op.weights])
         elif isinstance(op, Experts):
             self._experts(out, op)
         elif isinstance(op, Attention):
@@ -189,6 +192,7 @@ class Routine:
 def _multiplied(program: Program) -> list[Matrix]:
     """The matrices of its matmuls."""
     found = [op.weight for op in program.ops if isinstance(op, Linear)]
+    found += [weight for op in program.ops if isinstance(op, HeadLinear) for weight in op.weights]
     return found + [matrix for op in program.ops if isinstance(op, Experts) for matrix in op.matrices]
 
 

@@ -1,8 +1,8 @@
 """DeBERTa v2 and v3 (model_type deberta-v2): BERT with disentangled attention.
 
 A score is content to content, plus content to position (the query with an embedding of the distance), plus position to
-content (the key with one), He et al. 2021. Both embeddings go through projections that depend on weights alone, so the
-two terms are linear in the layer's input: their matrices [heads * distances, D] are computed at load. A convolution
+content (the key with one), He et al. 2021. Both embeddings go through projections that depend on weights alone, so they
+are projected at load, and a term is the queries or keys of each head times a matrix [distances, E]. A convolution
 beside the first layer (deberta-v2-xlarge) has no operation here.
 """
 
@@ -44,6 +44,7 @@ HEAD_TENSORS = r"(cls|lm_predictions|classifier|qa_outputs)\..*"
 UNUSED = r"mask_predictions\..*"
 POSITIONS = r"embeddings\.position_embeddings\.weight"
 MAX_SPAN = 1 << 16
+MAX_HEADS = 1 << 16  # of all layers together, for each has matrices of its own; the largest model has 1,152
 
 _LEGACY_HEADS = HeadNames(
     lm_dense="cls.predictions.transform.dense",
@@ -138,6 +139,11 @@ class Config:
         )
         if heads * 2 * max(0, result.span) > LARGEST:
             fields.invalid(f"num_attention_heads * distances must be up to {LARGEST}, got {heads * 2 * result.span}")
+        if result.num_hidden_layers * heads > MAX_HEADS:
+            fields.invalid(
+                f"num_hidden_layers * num_attention_heads must be up to {MAX_HEADS}, "
+                f"got {result.num_hidden_layers * heads}"
+            )
         fields.finish()
         return result
 
@@ -232,53 +238,41 @@ class _Bias:
         if c.norm_rel_ebd:
             self._distances += [Source(f"encoder.LayerNorm.{kind}", (width,)) for kind in ("weight", "bias")]
 
-    def of_layer(self, layer: int, x: Buffer) -> Disentangled:
-        """Records the linears of one layer; x is what its attention reads."""
+    def of_layer(self, layer: int, qkv: Buffer) -> Disentangled:
+        """Records the terms of one layer with queries, keys and values qkv [T, 3 * D]."""
         c, attention = self._c, f"encoder.layer.{layer}.attention.self"
-        own = (
-            {"c2p": "key_proj", "p2c": "query_proj"}
-            if c.share_att_key
-            else {"c2p": "pos_key_proj", "p2c": "pos_query_proj"}
-        )
-        content = {"c2p": "query_proj", "p2c": "key_proj"}
-        buffers = {
-            term: self._r.linear(term, x, self._matrix(f"{attention}.{content[term]}", f"{attention}.{own[term]}"))
-            for term in c.terms
-        }
+        prefix = "" if c.share_att_key else "pos_"
+        parts = {"c2p": (0, "key_proj"), "p2c": (c.hidden_size, "query_proj")}  # queries by keys of distances, and back
+        buffers = {}
+        for term in c.terms:
+            begin, projection = parts[term]
+            weights = [self._matrix(f"{attention}.{prefix}{projection}", head) for head in range(c.num_attention_heads)]
+            buffers[term] = self._r.head_linear(term, qkv, weights, begin=begin)
         first = 1 - c.max_position_embeddings
         heads, index = c.num_attention_heads, self._index
         return Disentangled(buffers.get("c2p"), buffers.get("p2c"), heads, 2 * c.span, first, index, index)
 
-    def _matrix(self, content: str, position: str) -> Matrix:
-        """[heads * 2 span, D]: row h * 2 span + i is scale * (position . embedding i) * content, of head h."""
-        width, rows = self._c.hidden_size, self._c.num_attention_heads * 2 * self._c.span
-        weights = [Source(f"{name}.weight", (width, width)) for name in (position, content)]
-        biases = [Source(f"{name}.bias", (width,)) for name in (position, content)]
-        weight = Derived((*self._distances, weights[0], biases[0], weights[1]), self._compute)
-        bias = Derived((*self._distances, weights[0], biases[0], biases[1]), self._compute)
-        name = f"{content} x {position}"
-        return Matrix(
-            name,
-            (rows, width),
-            (self._r.derived(f"{name}.weight", (rows, width), weight),),
-            (self._r.derived(f"{name}.bias", (rows,), bias),),
-        )
+    def _matrix(self, projection: str, head: int) -> Matrix:
+        """[2 span, E]: row i is scale * the head's part of the projection of embedding i."""
+        width = self._c.hidden_size
+        head_dim = width // self._c.num_attention_heads
+        begin, end = head * head_dim, (head + 1) * head_dim
+        weight = Source(f"{projection}.weight", (width, width), begin=begin, end=end)
+        bias = Source(f"{projection}.bias", (width,), begin=begin, end=end)
+        name, shape = f"{projection}.distances.{head}", (2 * self._c.span, head_dim)
+        derived = self._r.derived(name, shape, Derived((*self._distances, weight, bias), self._compute))
+        return Matrix(name, shape, (derived,))
 
     def _compute(self, arrays: list[Floats]) -> Floats:
-        """arrays: the embeddings of distances (and their norm), weight and bias of their projection, and weight [D, D]
-        or bias [D] of the content's."""
+        """arrays: the embeddings of distances [2 span, D] (and their norm), weight [E, D] and bias [E] of a head's part
+        of their projection."""
         c = self._c
-        *distances, weight, bias, content = (array.astype(np.float64) for array in arrays)
-        embeddings = distances[0]
+        embeddings, *norm_of, weight, bias = (array.astype(np.float64) for array in arrays)
         if c.norm_rel_ebd:
             centred = embeddings - embeddings.mean(-1, keepdims=True)
             deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + c.layer_norm_eps)
-            embeddings = centred / deviation * distances[1] + distances[2]
-        head_dim = c.hidden_size // c.num_attention_heads
-        positions = (embeddings @ weight.T + bias).reshape(-1, c.num_attention_heads, head_dim)
-        contents = content.reshape(c.num_attention_heads, head_dim, -1)
-        found = c.scale * np.matmul(positions.transpose(1, 0, 2), contents)  # [heads, 2 span, D or 1]
-        return np.asarray(found.reshape(-1, *content.shape[1:]), np.float32)
+            embeddings = centred / deviation * norm_of[0] + norm_of[1]
+        return np.asarray(c.scale * (embeddings @ weight.T + bias), np.float32)
 
 
 def distance_index(positions: int, buckets: int, longest: int) -> tuple[int, ...]:

@@ -103,8 +103,8 @@ class LayerNames:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What is equal in all layers of a model. bias: that of the attention scores, from the layer's index and its input.
-    scale: of queries times keys, None for the usual one."""
+    """What is equal in all layers of a model. bias: that of the attention scores, from the layer's index and its
+    queries, keys and values [T, 3 * width]. scale: of queries times keys, None for the usual one."""
 
     width: int
     heads: int
@@ -128,7 +128,7 @@ def post_norm_layer(r: Recorder, index: int, x: Buffer, names: LayerNames, s: La
             num_kv_heads=s.heads,
             head_dim=head_dim,
             scale=head_dim**-0.5 if s.scale is None else s.scale,
-            bias=s.bias(index, x) if s.bias else None,
+            bias=s.bias(index, h) if s.bias else None,
         )
         h = r.linear("attn_out", h, matrix(names.attn_out, s.width, s.width, bias=True), residual=x)
         x = norm(r, "attn_norm", h, names.attn_norm, s.eps)

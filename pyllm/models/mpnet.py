@@ -109,7 +109,7 @@ def build(config: Mapping[str, Any]) -> Network:
         c.intermediate_size,
         c.hidden_act,
         c.layer_norm_eps,
-        lambda layer, x: bias,
+        lambda layer, qkv: bias,
     )
     for i in range(c.num_hidden_layers):
         x = post_norm_layer(r, i, x, _layer_names(i), shape)

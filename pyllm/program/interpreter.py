@@ -19,6 +19,7 @@ from .program import (
     CrossAttention,
     Embed,
     Experts,
+    HeadLinear,
     HeadNorm,
     Linear,
     Norm,
@@ -162,6 +163,8 @@ class Interpreter:
             return self._head_norm(op, trace[op.x.name])
         if isinstance(op, Linear):
             return self._linear(op, trace)
+        if isinstance(op, HeadLinear):
+            return self._head_linear(op, trace[op.x.name])
         if isinstance(op, Experts):
             return self._experts(op, trace)
         if isinstance(op, Attention):
@@ -210,6 +213,16 @@ class Interpreter:
             scale=op.scale,
             softcap=op.softcap,
             bfloat16=self.bfloat16,
+        )
+
+    def _head_linear(self, op: HeadLinear, x: Array) -> Array:
+        heads = np.split(x[:, op.begin : op.begin + len(op.weights) * op.weights[0].shape[1]], len(op.weights), axis=1)
+        return np.concatenate(
+            [
+                reference.linear(head, self._matrices[weight], self._matrix_biases[weight], bfloat16=self.bfloat16)
+                for head, weight in zip(heads, op.weights, strict=True)
+            ],
+            axis=1,
         )
 
     def _experts(self, op: Experts, trace: dict[str, Array]) -> Array:

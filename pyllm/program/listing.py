@@ -13,6 +13,7 @@ from .program import (
     CrossAttention,
     Embed,
     Experts,
+    HeadLinear,
     HeadNorm,
     Linear,
     Norm,
@@ -72,6 +73,9 @@ def _call(op: BufferOp) -> str:
         return _head_norm(op)
     if isinstance(op, Linear):
         return _linear(op)
+    if isinstance(op, HeadLinear):
+        start = f" from {op.begin}" if op.begin else ""
+        return f"head_linear({op.x.name}{start}, {len(op.weights)} x {_matrix(op.weights[0])})"
     if isinstance(op, Experts):
         return _experts(op)
     if isinstance(op, Attention):

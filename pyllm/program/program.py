@@ -100,6 +100,17 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class HeadLinear:
+    """A matrix a head: with H of them, each [N, E], columns [h * N, (h + 1) * N) of out are
+    x[:, begin + h * E : begin + (h + 1) * E] @ weights[h].T (+ its bias); out is [T, H * N]."""
+
+    out: Buffer
+    x: Buffer
+    begin: int
+    weights: tuple[Matrix, ...]
+
+
+@dataclass(frozen=True)
 class Experts:
     """Mixture of experts: out[t] = (residual[t] +) sum over its top_k experts e of p[t, e] * down_e(gated_e(x[t])).
 
@@ -184,7 +195,8 @@ class Select:
     x: Buffer
 
 
-BufferOp = Embed | Rotary | Norm | HeadNorm | Linear | Experts | Attention | CrossAttention | Select  # write `out`
+# Those that write `out`.
+BufferOp = Embed | Rotary | Norm | HeadNorm | Linear | HeadLinear | Experts | Attention | CrossAttention | Select
 Op = BufferOp | StoreCross
 
 
@@ -237,6 +249,8 @@ class Program:
                 found |= dict.fromkeys(table for table in (op.table, op.positions, op.types) if table is not None)
             elif isinstance(op, Linear):
                 found[op.weight] = None
+            elif isinstance(op, HeadLinear):
+                found |= dict.fromkeys(op.weights)
             elif isinstance(op, Experts):
                 found |= dict.fromkeys(op.matrices)
         return list(found)

@@ -26,9 +26,11 @@ from ..errors import ProgramError
 from .program import (
     ActivationName,
     Attention,
+    BufferOp,
     CrossAttention,
     Embed,
     Experts,
+    HeadLinear,
     HeadNorm,
     Linear,
     Norm,
@@ -177,6 +179,21 @@ class Recorder:
         self._require(softcap == 0 or not weight.gated, name, "a gated linear has no softcap")
         self._use(x)
         return self._record(Linear(out, x, weight, activation, residual, scale, softcap))
+
+    def head_linear(self, name: str, x: Buffer, weights: Sequence[Matrix], *, begin: int = 0) -> Buffer:
+        """[rows, H * N]: head h of x, columns [begin + h * E, begin + (h + 1) * E), by weights[h] [N, E]."""
+        self._require(len(weights) > 0, name, "there must be a matrix a head")
+        outputs, width = weights[0].shape
+        for weight in weights:
+            _check_matrix(weight)
+            fits = weight.shape == (outputs, width) and not weight.gated
+            self._require(fits, name, f"weight {weight.name!r} must be [{outputs}, {width}] as the first head's")
+        end = begin + len(weights) * width
+        problem = f"{len(weights)} heads of {width} from column {begin} on do not lie in {_shape(x)}"
+        self._require(begin >= 0 and end <= x.cols, name, problem)
+        self._use(x)
+        out = self._new(name, x.rows, len(weights) * outputs)
+        return self._record(HeadLinear(out, x, begin, tuple(weights)))
 
     def experts(
         self,
@@ -362,9 +379,7 @@ class Recorder:
             raise ProgramError(f"[recorder] {buffer.name}: buffers must be this recorder's own, got another's")
         self._read.add(buffer.name)
 
-    def _record(
-        self, op: Embed | Rotary | Norm | HeadNorm | Linear | Experts | Attention | CrossAttention | Select
-    ) -> Buffer:
+    def _record(self, op: BufferOp) -> Buffer:
         self._ops.append(op)
         return op.out
 

@@ -61,6 +61,18 @@ TEST(Program, EveryFieldIsChecked) {
   refused("a table of biases", mixture, [&](Program& p) { op(p, 0, Attention{}).bias = {0, 0, 12, {}}; });
   refused("a vector that is none", mixture, [&](Program& p) { op(p, 0, Attention{}).bias.table = 99; });
   refused("causal and not", mixture, [&](Program& p) { op(p, 0, Attention{}).causal = false; });
+  refused("no heads", mixture, [&](Program& p) { op(p, 0, HeadLinear{}).weights.clear(); });
+  refused("a head that is none", mixture, [&](Program& p) { op(p, 0, HeadLinear{}).weights[1] = 99; });
+  refused("a head of another shape", mixture,
+          [&](Program& p) { p.matrices[size_t(op(p, 0, HeadLinear{}).weights[1])].shape.parts[0]--; });
+  refused("a head that is not packed", mixture,
+          [&](Program& p) { p.matrices[size_t(op(p, 0, HeadLinear{}).weights[0])].shape.packed = false; });
+  refused("heads outside", mixture, [&](Program& p) { op(p, 0, HeadLinear{}).begin = 13; });
+  refused("heads before the row", mixture, [&](Program& p) { op(p, 0, HeadLinear{}).begin = -1; });
+  refused("heads that overflow", mixture, [&](Program& p) {
+    for (int id : op(p, 0, HeadLinear{}).weights) p.matrices[size_t(id)].shape.k = int64_t(1) << 40;
+  });
+  refused("a head too few", mixture, [&](Program& p) { op(p, 0, HeadLinear{}).weights.pop_back(); });
   refused("an expert", mixture, [&](Program& p) { op(p, 0, Experts{}).down[1] = 0; });
   refused("an expert that is none", mixture, [&](Program& p) { op(p, 0, Experts{}).gate_up[1] = -1; });
   refused("experts that do not pair", mixture, [&](Program& p) { op(p, 0, Experts{}).down.pop_back(); });
@@ -98,6 +110,7 @@ Numbers numbers(Op& op) {
     for (NormSlice& s : o->slices) n.sizes.insert(n.sizes.end(), {&s.begin, &s.width, &s.count});
   }
   if (auto* o = std::get_if<Linear>(&op)) n.ids = {&o->out, &o->x, &o->weight, &o->residual};
+  if (auto* o = std::get_if<HeadLinear>(&op)) n = {{&o->out, &o->x, &o->weights[0], &o->weights[1]}, {&o->begin}};
   if (auto* o = std::get_if<Experts>(&op)) {
     n.ids = {&o->out,         &o->x,     &o->router,   &o->gate_up[0], &o->down[1], &o->shared_gate_up,
              &o->shared_down, &o->top_k, &o->residual, &o->hidden};

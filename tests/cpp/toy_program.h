@@ -46,6 +46,13 @@ struct ProgramBuilder {
     op(Linear{out, x, weight, activation, residual});
     return out;
   }
+  int head_linear(int x, int64_t begin, int heads, int64_t outputs, int64_t inputs, bool bias) {
+    const int out = buffer(heads * outputs, at(x).rows);
+    HeadLinear o{out, x, begin, {}};
+    for (int h = 0; h < heads; h++) o.weights.push_back(matrix({outputs}, inputs, bias));
+    op(std::move(o));
+    return out;
+  }
   int experts(int x, int count, int top_k, int64_t width, int64_t shared_width, int residual) {
     const int64_t d = cols(x);
     const int router = linear(x, matrix({count + (shared_width > 0)}, d)), out = buffer(d);
@@ -111,8 +118,8 @@ inline Program parallel(Format format) {
   return b.finish(x, b.matrix({71}, d));
 }
 
-// What the other two lack: norms of heads, biases of scores by distance, a norm with a residual, scale and cap, two
-// mixtures of experts, one with a shared expert.
+// What the other two lack: norms of heads, biases of scores by distance, a matrix a head, a norm with a residual, scale
+// and cap, two mixtures of experts, one with a shared expert.
 inline Program mixture(Format format) {
   ProgramBuilder b(format);
   const int64_t d = 40;
@@ -126,7 +133,8 @@ inline Program mixture(Format format) {
     ScoreBias& bias = std::get<Attention>(b.r().ops.back()).bias;
     if (layer == 0) bias.slopes = {0.5f, 0.25f, 0.125f, 0.0625f};
     else bias = {b.vector(4 * 30), -29, 30, {}};
-    const int out = b.linear(attended, b.matrix({d}, 48));
+    const int headed = b.head_linear(attended, 7, 3 - layer, layer == 0 ? 70 : 64, 12, layer == 0);
+    const int out = b.linear(headed, b.matrix({d}, b.cols(headed)));
     std::get<Linear>(b.r().ops.back()).scale = 0.7f;
     x = b.norm(out, false, x);
     x = b.experts(b.norm(x, true), 5 - layer, 2 + layer, 36, layer == 0 ? 100 : 0, x);
