@@ -146,12 +146,14 @@ const float* Worker::content_bias(const ScoreBias& bias, const AttendArgs& a, in
   float* filled = bias_ + vector * bias_stride(a.num_keys);
   const int64_t position = b_.positions[r], last = int64_t(bias.c2p_index.size()) - 1;
   const int64_t column = query_head * bias.span;
-  const int key0 = r - int(position);  // row of the sequence's first token
   const float* c2p = bias.c2p >= 0 ? row(bias.c2p, r) + column : nullptr;
+  const float* p2c = bias.p2c >= 0 ? row(bias.p2c, r - position) + column : nullptr;  // of the sequence's first token
+  const int64_t p2c_ld = p2c ? ld(bias.p2c) : 0, shift = position + bias.first;
+  const int *by_query = bias.c2p_index.data(), *by_key = bias.p2c_index.data();
   for (int64_t key = 0; key < a.num_keys; key++) {
-    const size_t i = size_t(std::clamp(key - position - bias.first, int64_t(0), last));
-    const float sum = c2p ? c2p[bias.c2p_index[i]] : 0.0f;
-    filled[key] = bias.p2c >= 0 ? sum + row(bias.p2c, key0 + int(key))[column + bias.p2c_index[i]] : sum;
+    const int64_t i = std::clamp(key - shift, int64_t(0), last);
+    const float sum = c2p ? c2p[by_query[i]] : 0.0f;
+    filled[key] = p2c ? sum + p2c[key * p2c_ld + by_key[i]] : sum;
   }
   return filled;
 }
