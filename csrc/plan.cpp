@@ -184,7 +184,23 @@ class Lowering {
     add(linear, touches);
   }
   // Heads are prepared by each worker in memory of its own.
-  void lower(const HeadLinear& o) { add(phase(), {{o.x, false, false}, {o.out, true, false}}); }
+  void lower(const HeadLinear& o) {
+    Phase linear = phase();
+    linear.reader = reader_of_biases(o);
+    add(linear, {{o.x, false, false}, {o.out, true, false}});
+  }
+  // The attention that takes o's output as biases by content, head for head; -1 where anything else reads it too.
+  int reader_of_biases(const HeadLinear& o) const {
+    int found = -1, reads_of_it = 0;
+    for (int i = 0; i < int(r_.ops.size()); i++) {
+      const std::vector<int> ids = reads(r_.ops[size_t(i)]);
+      reads_of_it += int(std::count(ids.begin(), ids.end(), o.out));
+      const Attention* attention = std::get_if<Attention>(&r_.ops[size_t(i)]);
+      if (attention == nullptr || attention->num_heads != int(o.weights.size())) continue;
+      if (attention->bias.c2p == o.out || attention->bias.p2c == o.out) found = i;
+    }
+    return reads_of_it == 1 ? found : -1;
+  }
   // Experts gather and prepare their rows in memory of their own; what a worker holds of its copies is only read.
   void lower(const Experts& o) {
     Phase experts = phase();

@@ -22,6 +22,7 @@ struct Phase {
   int norm = -1;      // linear or experts, few rows: the norm op repeated first, -1: none
   bool fill = false;  // linear or experts, few rows: (re)makes this worker's copy of its input
   int counter = -1;   // attention: which counter hands out its tasks
+  int reader = -1;    // linear by heads: the one op that reads its output, if that is as biases by content
 };
 
 struct Plan {

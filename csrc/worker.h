@@ -82,7 +82,7 @@ class Worker {
   void apply(const Norm& o, const Phase&);
   void apply(const HeadNorm& o, const Phase&);
   void apply(const Linear& o, const Phase& phase);
-  void apply(const HeadLinear& o, const Phase&);
+  void apply(const HeadLinear& o, const Phase& phase);
   void apply(const Experts& o, const Phase& phase);
   void apply(const Attention& o, const Phase& phase);
   void apply(const StoreCross& o, const Phase&);
@@ -108,6 +108,7 @@ class Worker {
 
   // worker_heads.cpp
   void head_panels(const HeadLinear& o, int head, int p0, int p1);
+  Team::Range wanted_panels(const HeadLinear& o, int reader) const;
 
   // worker_experts.cpp
   struct ExpertWork;

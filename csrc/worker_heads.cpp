@@ -21,17 +21,31 @@ size_t Worker::head_scratch(const Program& program, const HeadLinear& op, const 
   return result_offset(prepared) + size_t(m) * kPanel * sizeof(float);
 }
 
-void Worker::apply(const HeadLinear& o, const Phase&) {
-  const int64_t rows = count(o.x), panels = matrix(o.weights[0]).panels(), heads = int64_t(o.weights.size());
+void Worker::apply(const HeadLinear& o, const Phase& phase) {
+  const int64_t rows = count(o.x), heads = int64_t(o.weights.size());
   if (rows == 0) return;
+  const Team::Range wanted = wanted_panels(o, s_.capture ? -1 : phase.reader);
+  const int64_t panels = wanted.end - wanted.begin;
   const Team::Range mine = team_.part(heads * panels);
   for (int64_t at = mine.begin, next; at < mine.end; at = next) {
-    const int64_t head = at / panels;
+    const int64_t head = at / panels, skipped = wanted.begin - head * panels;
     next = std::min((head + 1) * panels, mine.end);
-    head_panels(o, int(head), int(at - head * panels), int(next - head * panels));
+    head_panels(o, int(head), int(at + skipped), int(next + skipped));
   }
   if (mine.begin < mine.end && mine.end == heads * panels)
     for (int64_t r = 0; r < rows; r++) clear_padding(o.out, row(o.out, r));
+}
+
+// Panels of every head that hold what the reader, an attention, will look up: short texts have no large distances.
+Team::Range Worker::wanted_panels(const HeadLinear& o, int reader) const {
+  if (reader < 0) return {0, matrix(o.weights[0]).panels()};
+  const ScoreBias& bias = std::get<Attention>(r_.ops[size_t(reader)]).bias;
+  const std::vector<int>& index = bias.c2p == o.out ? bias.c2p_index : bias.p2c_index;
+  const int64_t last = int64_t(index.size()) - 1, longest = s_.step.longest();
+  const int64_t begin = std::clamp(1 - longest - bias.first, int64_t(0), last);
+  const int64_t end = std::clamp(longest - 1 - bias.first, int64_t(0), last);
+  const auto range = std::minmax_element(index.begin() + begin, index.begin() + end + 1);
+  return {*range.first / kPanel, *range.second / kPanel + 1};
 }
 
 // Panels [p0, p1) of one head, all rows.

@@ -10,7 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import available_isas
-from recorded_programs import RandomTensors, Steps, decoder, encoder, encoder_decoder, some_ids
+from recorded_programs import (
+    POSITIONS,
+    VOCAB,
+    D,
+    E,
+    H,
+    RandomTensors,
+    Steps,
+    by_head,
+    decoder,
+    encoder,
+    encoder_decoder,
+    matrix,
+    some_ids,
+)
 
 from pyllm.devices.cpu import CpuRunner
 from pyllm.devices.reference import ReferenceRunner
@@ -18,6 +32,8 @@ from pyllm.errors import ArrayError, PromptError
 from pyllm.program.batch import Batch, Capture
 from pyllm.program.network import Network, as_network
 from pyllm.program.program import Attention, CrossAttention, StoreCross
+from pyllm.program.recorder import Recorder
+from pyllm.program.tensors import Disentangled
 
 NETWORKS: dict[str, Callable[[], Network]] = {
     "decoder": lambda: as_network(decoder()),
@@ -213,3 +229,28 @@ def test_wrong_token_types_and_pieces_are_refused(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(runner, "run", changed)
         with pytest.raises(error, match=message):
             Steps(runner).encode({"a": [1, 2]})
+
+
+def test_short_texts_look_up_few_distances() -> None:
+    """Terms of 150 places a head, in three panels, of which short texts want one or two: as the oracle, and bitwise
+    the same beside a text that wants them all."""
+    r = Recorder("toy", vocab_size=VOCAB, max_positions=POSITIONS, causal=False)
+    x = r.embed("embed", matrix("table", VOCAB, D))
+    with r.layer(0):
+        qkv = r.linear("qkv", x, matrix("qkv", 3 * H * E, D))
+        terms = [by_head(r, name, qkv, H, 150, E, begin=begin) for name, begin in (("c2p", 0), ("p2c", H * E))]
+        places = tuple(range(150))
+        bias = Disentangled(*terms, H, 150, -75, places, places[::-1])
+        shape = {"num_heads": H, "num_kv_heads": H, "head_dim": E}
+        x = r.linear(
+            "out", r.attention("attn", qkv, **shape, scale=0.3, bias=bias), matrix("out", D, H * E), residual=x
+        )
+    network = Network("toy", encode=r.finish(r.select("last", x)))
+    texts = {str(length): some_ids(length, length) for length in (1, 5, 40, 70, 110)}
+    oracle = Steps(ReferenceRunner(network, RandomTensors(network))).encode(texts)
+    for threads in (1, 2):
+        runner = CpuRunner(network, RandomTensors(network), dtype="float32", num_threads=threads)
+        together = Steps(runner).encode(texts)
+        for (name, text), one, expected in zip(texts.items(), together, oracle, strict=True):
+            assert_near(one, expected, "float32", name)
+            np.testing.assert_array_equal(Steps(runner).encode({name: text})[0], one)
