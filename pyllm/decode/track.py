@@ -41,7 +41,7 @@ class Hypothesis:
                    tokens of each step, best first, lower ids first among equals; None unless k > 0. Under
                    remove_invalid_values a row with NaN has NaN log-probabilities, and ids of -1 where numbers ran out
     attention      float32 [steps, S], row t the attention to the source's S positions that token t was chosen with
-                   (of the last decoder layer, averaged over heads) when `output_cross_attentions`, else None
+                   (of the last decoder layer, its first head) when `output_cross_attentions`, else None
     """
 
     token_ids: list[int]

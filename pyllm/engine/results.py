@@ -29,7 +29,7 @@ class GeneratedSequence:
     top_logprobs   (ids int32 [steps, k], log-probabilities float32 [steps, k]) of the k most likely tokens at each
                    step, best first; with logprobs=k, k > 0
     attention      float32 [steps, S], row t how much each of the source's S tokens was attended to when token t was
-                   chosen (last decoder layer, mean over heads); with output_cross_attentions=True
+                   chosen (last decoder layer, first head, as in CTranslate2); with output_cross_attentions=True
     hidden_states  float32 [T, D] for each layer asked for with output_hidden_states (0: the embeddings), over the
                    prompt and all new tokens but the last, which the network has not read
     attentions     float32 [H, T, T] for each layer asked for with output_attentions
