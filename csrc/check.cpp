@@ -43,7 +43,7 @@ class Checker {
     return id >= 0 && size_t(id) < list.size();
   }
   bool fits(const KvShape& kv) const {
-    return kv.format == p_.format && kv.layers > 0 && kv.layers < kMost && kv.heads > 0 && kv.heads < kMost &&
+    return kv.format == p_.kv_format && kv.layers > 0 && kv.layers < kMost && kv.heads > 0 && kv.heads < kMost &&
            kv.head_dim > 0 && kv.head_dim < kMost;
   }
   bool is_buffer(int id) const { return in(r_->buffers, id); }
@@ -58,11 +58,11 @@ class Checker {
     const bool parts = !m.shape.parts.empty() &&
                        std::all_of(m.shape.parts.begin(), m.shape.parts.end(), [](int64_t n) { return n > 0; });
     require(parts && m.shape.k > 0, "a matrix needs rows and columns");
-    require(m.shape.format == p_.format, "its format must be the program's");
     require(!m.shape.gated || (m.shape.parts.size() == 2 && m.shape.parts[0] == m.shape.parts[1]),
             "a gated matrix has two parts of equal size");
     for (int64_t n : m.shape.parts) weights_ += double(n) * double(m.shape.k);
     require(!m.shape.gated || m.shape.packed, "a gated matrix cannot be a table");
+    require(m.shape.packed || m.shape.format <= Format::f16, "a table of plain rows holds floats");
   }
 
   void check_routine(const Routine& routine) {

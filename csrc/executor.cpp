@@ -47,6 +47,10 @@ Executor::Executor(Program program, int threads, const Kernels& kernels)
   if (threads < 1 || threads > kMaxThreads)
     throw Error(ErrorKind::option, text("[num_threads] must be from 1 to ", kMaxThreads, ", got ", threads,
                                         "; leave it out for the default"));
+  const auto prepares = [&](Format f) { return kernels.prepared_bytes(f, 1, 1) != 0; };
+  for (const Matrix& m : program_.matrices)
+    if (std::find(formats_.begin(), formats_.end(), m.shape.format) == formats_.end())
+      formats_.push_back(m.shape.format);
   int counters = 0;
   for (const Routine& routine : program_.routines) {
     const CrossUse use = routine.reads_cross()    ? CrossUse::reads
@@ -54,8 +58,7 @@ Executor::Executor(Program program, int threads, const Kernels& kernels)
                                                   : CrossUse::none;
     const Limits limits = {routine.table_rows(program_), routine.max_positions, routine.segment_rows(program_),
                            !routine.causal(), use};
-    routines_.push_back({make_plan(routine, kernels.prepared_bytes(program_.format, 1, 1) != 0), limits,
-                         routine.heads() / routine.kv.heads,
+    routines_.push_back({make_plan(routine, program_.matrices, prepares), limits, routine.heads() / routine.kv.heads,
                          use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0});
     const Plan& plan = routines_.back().plan;
     width_ = std::max(width_, plan.width);
@@ -126,14 +129,19 @@ size_t Executor::linear_work(int matrix, int64_t rows) const {
   return work;
 }
 
+size_t Executor::most_prepared(int rows) const {
+  size_t bytes = 0;
+  for (Format f : formats_) bytes = std::max(bytes, kernels_.prepared_bytes(f, rows, input_width_));
+  return bytes;
+}
+
 ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
   ScratchSizes sizes{page_up(size_t(kFewRows) * size_t(norm_width_) * sizeof(float)), 0, 0, 0, 0};
-  for (int m = 1; m <= kFewRows; m++)
-    sizes.prepared = std::max(sizes.prepared, page_up(kernels_.prepared_bytes(program_.format, m, input_width_)));
+  for (int m = 1; m <= kFewRows; m++) sizes.prepared = std::max(sizes.prepared, page_up(most_prepared(m)));
   for (const Routine& r : program_.routines) {
-    sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.format, r.kv.head_dim, keys));
+    sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.kv_format, r.kv.head_dim, keys));
     if (r.reads_cross())
-      sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.format, program_.cross.head_dim, keys));
+      sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.kv_format, program_.cross.head_dim, keys));
     const auto see = [&](int matrix, int64_t m) { sizes.work = std::max(sizes.work, linear_work(matrix, m)); };
     const auto local = [&](size_t bytes) { sizes.local = std::max(sizes.local, page_up(bytes)); };
     for (const Op& op : r.ops)
@@ -170,7 +178,7 @@ void Executor::reserve(int64_t rows, int64_t keys) {
   keys = std::max(keys, keys_);
   if (rows > rows_) {
     const size_t floats = page_up(size_t(rows) * size_t(width_) * sizeof(float));
-    const size_t prepared = kernels_.prepared_bytes(program_.format, int(rows), input_width_);
+    const size_t prepared = most_prepared(int(rows));
     activations_ = Arena(floats + prepared, "activations");
     prepared_offset_ = floats;
   }

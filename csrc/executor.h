@@ -59,6 +59,7 @@ class Executor {
  private:
   void reserve(int64_t rows, int64_t keys);
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
+  size_t most_prepared(int rows) const;  // bytes of the prepared input of any linear
   size_t linear_work(int matrix, int64_t rows) const;
   void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
   CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
@@ -73,6 +74,7 @@ class Executor {
     int group, cross_group;  // query heads that share a kv head
   };
   std::vector<Prepared> routines_;
+  std::vector<Format> formats_;                                                // of the matrices, each once
   int64_t width_ = 0, input_width_ = 0, norm_width_ = 0, most_positions_ = 0;  // the largest of all
   Weights weights_;
   std::vector<bool> loaded_;  // matrices, then vectors

@@ -13,34 +13,92 @@ static constexpr int kPanel = 64;        // outputs in one packed panel: four AM
 static constexpr int kBlockTokens = 32;  // tokens in one KV block
 static constexpr int kAttendRows = 16;   // query vectors one attend() call takes at most: one AMX tile
 
-enum class Format : int { f32 = 0, bf16 = 1 };
+// What a matmul's weights are stored as, and with it the arithmetic of its products (linear()).
+enum class Format : int {
+  f32 = 0,
+  bf16 = 1,
+  f16 = 2,      // float16 weights, float32 activations and sums: as f32, whose weights happen to be float16
+  i8 = 3,       // int8 weights with one scale an output, 16-bit activations as two int8 planes
+  i8_fast = 4,  // the same weights, 8-bit activations
+  i4_g32 = 5,   // int4 weights with one scale an output and group of 32 inputs, 16-bit activations
+  i4_g128 = 6,  // the same by groups of 128
+  i4z_g32 = 7,  // int4 weights with a zero point a group besides (AWQ, GPTQ)
+  i4z_g128 = 8,
+};
+enum class KvFormat : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 enum class SourceType : int { f32 = 0, bf16 = 1, f16 = 2 };
 enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, quick_gelu = 4, silu = 5, tanh = 6 };
 
 static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+static constexpr bool is_i8(Format f) { return f == Format::i8 || f == Format::i8_fast; }
+static constexpr bool is_i4(Format f) { return f >= Format::i4_g32; }
+static constexpr bool has_zeros(Format f) { return f == Format::i4z_g32 || f == Format::i4z_g128; }
+// Inputs that share a scale; 0: all of them, or none does.
+static constexpr int group_of(Format f) {
+  return f == Format::i4_g32 || f == Format::i4z_g32 ? 32 : f == Format::i4_g128 || f == Format::i4z_g128 ? 128 : 0;
+}
+
 // Packed weights of a matmul y[M, N] = x[M, K] . W[N, K]^T: panels of 64 outputs, panels one after the other.
-//   f32  [N/64][K][64]                            line = 16 outputs x 1 k
+//   f32  [N/64][K][64]                             line = 16 outputs x 1 k
+//   f16  [N/64][K][64]                             halves
 //   bf16 [N/64][K/32][4 tiles][16 rows][16 n][2 k] line = 16 outputs x a pair of k; a tile (1 KB) is an AMX B tile
-// N is padded to 64 and, for bf16, K to 32, with zeros. Base addresses are 64-byte aligned.
-static constexpr int64_t packed_k(Format f, int64_t k) { return f == Format::bf16 ? round_up(k, 32) : k; }
+//   i8   [N/64]{ [K/64][4 tiles][16 rows][16 n][4 k] codes + 128 as u8; then [64] float scales }
+//                                                  line = 16 outputs x 4 k; a tile is an AMX B tile
+//   i4   [N/64][K/g]{ [64] float16 scales; with zero points: [64] u8 zeros; [g/8][4 tiles][16 n] u32 }
+//                                                  line = 16 outputs x 8 k: nibble p (bits 4p ..) is the code of k0 + p
+// An i4 weight is scale * (code - zero), code 0..15, zero 8 where there are none stored; i8: scale * code, -127..127.
+// N is padded to 64 and K to 32 (bf16), 64 (i8) or the group (i4), with weights of zero (i4: codes of 8, or the zero
+// point). Base addresses are 64-byte aligned.
+static constexpr int64_t packed_k(Format f, int64_t k) {
+  return f == Format::bf16 ? round_up(k, 32) : is_i8(f) ? round_up(k, 64) : is_i4(f) ? round_up(k, group_of(f)) : k;
+}
+// One group of an i4 panel.
+static constexpr size_t group_bytes(Format f) { return size_t(128 + (has_zeros(f) ? 64 : 0) + group_of(f) * 32); }
 static constexpr size_t panel_bytes(Format f, int64_t k) {
-  return size_t(packed_k(f, k)) * kPanel * (f == Format::bf16 ? 2 : 4);
+  if (is_i4(f)) return size_t(packed_k(f, k) / group_of(f)) * group_bytes(f);
+  if (is_i8(f)) return size_t(packed_k(f, k)) * kPanel + kPanel * sizeof(float);
+  return size_t(packed_k(f, k)) * kPanel * (f == Format::f32 ? 4 : 2);
 }
 static constexpr size_t matrix_bytes(Format f, int64_t n, int64_t k) {
   return panel_bytes(f, k) * size_t(round_up(n, kPanel) / kPanel);
 }
 
+// Weights that are quantised already, of one output: code k is codes[k] (i8: int8; i4: 0..15), its group's scale
+// scales[k / source_group * scale_stride]; zeros likewise (nullptr: 8). source_group is a multiple of the format's
+// group, or all of k.
+struct CodeRow {
+  const uint8_t* codes;  // nullptr: a row of zeros
+  const float* scales;
+  const uint8_t* zeros;
+  int64_t source_group;
+};
+
 // One KV block holds 32 tokens of one (layer, kv head); E is padded to 32 (Ep) with zeros. K first, then V.
 //   f32  K [Ep][32 tokens]                                        V [32 tokens][Ep]
+//   f16  as f32, in halves
 //   bf16 K [2 token halves][Ep/32][16 d pairs][16 tokens][2 d]    V [Ep/16][16 token pairs][16 dims][2 tokens]
-// The bf16 forms are AMX B tiles of Q.K^T and P.V. Never-written tokens are zero bytes.
+//   i8   K [2 token halves][Ep/4][16 tokens][4 d], then [32] float scales
+//        V [Ep/16][8 token quads][16 dims][4 tokens], then [32] float scales; codes + 128 as u8, one scale a token
+// The bf16 and i8 forms are AMX B tiles of Q.K^T and P.V. Never-written tokens are zero bytes.
 static constexpr int64_t padded_head(int64_t e) { return round_up(e, 32); }
-static constexpr size_t kv_half_bytes(Format f, int64_t e) {
-  return size_t(padded_head(e)) * kBlockTokens * (f == Format::bf16 ? 2 : 4);
+static constexpr size_t kv_half_bytes(KvFormat f, int64_t e) {
+  const size_t elements = size_t(padded_head(e)) * kBlockTokens;
+  return f == KvFormat::f32 ? elements * 4 : f == KvFormat::i8 ? elements + kBlockTokens * sizeof(float) : elements * 2;
 }
-static constexpr size_t kv_block_bytes(Format f, int64_t e) { return 2 * kv_half_bytes(f, e); }
+static constexpr size_t kv_block_bytes(KvFormat f, int64_t e) { return 2 * kv_half_bytes(f, e); }
 
+// Products x . W^T, one arithmetic for each format whatever the number of rows:
+//   f32, f16  one FMA chain over k ascending
+//   bf16      x rounded to bf16; scalar, avx2, avx512, amx: TDPBF16PS order, per 32 k a chain over even k from zero,
+//   one
+//             over odd k, then sum += even + odd; avx512_bf16: VDPBF16PS order, one chain, of each pair the odd k first
+//   i8, i4    each row of x as integers: q = rint(x * (top / amax)), s_x = amax / top, amax the row's largest
+//   magnitude,
+//             top = 32639 (i8_fast: 127); zeros where amax is 0; a row that holds an infinity or NaN gives NaN.
+//             Integer sums are exact. q = 256 * high + low, both in int8: high = (q + 128) >> 8.
+//   i8        float(sum q code) with sum = fma(float(sum high code), 256, float(sum low code)), times (s_x * scale)
+//   i4        acc = fma(float(sum over the group q (code - zero)), scale, acc) over groups ascending, times s_x
 // y = residual + scale * cap(act(x . W^T + bias)), cap(v) = softcap * tanh(v / softcap) where softcap > 0. Row buffers
 // keep columns past their width zero up to the padded width; kernels write whole panels, so y rows have room for
 // round_up(N, 64) columns (round_up(N, 64) / 2 when gated).
@@ -52,8 +110,8 @@ struct LinearArgs {
   int m;                   // rows
   int64_t n, k;            // outputs, inputs (unpadded)
   const uint8_t* weights;  // packed
-  const void* x;           // f32: row-major floats; bf16: what prepare() wrote
-  int64_t x_ld;            // f32 only: floats between rows
+  const void* x;           // f32, f16: row-major floats; others: what prepare() wrote
+  int64_t x_ld;            // f32, f16 only: floats between rows
   const float* bias;       // [round_up(n, 64)] in packed order, or nullptr
   const float* residual;   // [m, ...] added last, may be y itself, or nullptr
   int64_t residual_ld;
@@ -68,10 +126,15 @@ struct LinearArgs {
 // arithmetic whatever the number of vectors:
 //   f32  scores: FMA chain over d ascending; p = exp(s - max); out: FMA chain over tokens ascending, times 1 / sum(p)
 //   bf16 q and p rounded to bf16, both products in TDPBF16PS order (p.V per 32-token block from position 0); sum(p) of
-//        the unrounded p over 16 lanes (lane = token % 16, ascending), then a fixed tree.
+//        the unrounded p over 16 lanes (lane = token % 16, ascending), then a fixed tree. avx512_bf16: VDPBF16PS order
+//   f16  as f32 over keys and values rounded to float16
+//   i8   q as 16-bit integers as in linear() over its E values; q . k = fma(float(high sum), 256, float(low sum)) *
+//        (s_q * s_k); p.V per block from position 0: w = p * s_v as 16-bit integers over the block's 32 tokens,
+//        out = fma(fma(float(high sum), 256, float(low sum)), s_w, out), blocks ascending. Keys and values are rounded
+//        to q = rint(x * (127 / amax)), s = amax / 127, over the E values of a token
 // s = scale * (q . k), then softcap * tanh(s / softcap) when softcap > 0, then + bias.
 struct AttendArgs {
-  Format format;
+  KvFormat format;
   bool causal;
   int vectors;             // query vectors in this call, 1 .. kAttendRows
   int group;               // query heads that share this kv head
@@ -92,9 +155,9 @@ struct AttendArgs {
 };
 
 struct Kernels {
-  const char* name;  // "scalar", "avx2", "avx512", "amx"
+  const char* name;  // "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"
 
-  // --- matmul. Bytes of the prepared form of m rows of k columns (bf16; f32 needs none: 0).
+  // --- matmul. Bytes of the prepared form of m rows of k columns (f32 and f16 need none: 0).
   size_t (*prepared_bytes)(Format f, int m, int64_t k);
   // Writes rows [row0, row1) of the prepared form from floats x[m, k] (row0 a multiple of 16; row1 that or m).
   void (*prepare)(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out);
@@ -104,6 +167,7 @@ struct Kernels {
   void (*linear)(const LinearArgs& a, int p0, int p1, void* scratch);
   // Packs one panel: rows[j] points to the first of k source elements of output j (nullptr: zeros), col_stride[j]
   // apart.
+  // i8 and i4 without zero points are quantised on the way: scales are chosen by the error they leave (pack_codes.h).
   void (*pack_panel)(Format f, SourceType type, const void* const* rows, const int64_t* col_stride, int64_t k,
                      uint8_t* out);
 
@@ -119,8 +183,8 @@ struct Kernels {
   void (*rope)(const float* cos_sin, int64_t rotary_dim, bool interleaved, float* x);
 
   // --- attention
-  void (*kv_append)(Format f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block);
-  size_t (*attend_scratch)(Format f, int64_t head_dim, int64_t num_keys);  // bytes one thread needs
+  void (*kv_append)(KvFormat f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block);
+  size_t (*attend_scratch)(KvFormat f, int64_t head_dim, int64_t num_keys);  // bytes one thread needs
   void (*attend)(const AttendArgs& a, void* scratch);
 };
 

@@ -13,7 +13,7 @@
 namespace pyllm {
 
 struct KvShape {
-  Format format = Format::f32;
+  KvFormat format = KvFormat::f32;
   int layers = 0, heads = 0;
   int64_t head_dim = 0;
 

@@ -42,7 +42,7 @@ struct Epilogue {
 void matmul(const PackedMatrix& w, const float* x, int64_t m, const Epilogue& epilogue, float* y, Runtime runtime);
 
 struct AttentionShape {
-  Format format;
+  KvFormat format;
   int64_t queries, keys;  // the queries are the last of the keys' positions
   int heads, kv_heads;
   int64_t head_dim;

@@ -127,8 +127,9 @@ class Sequencer {
 // The phases for few rows (every worker prepares its own inputs) or for many (prepared together).
 class Lowering {
  public:
-  Lowering(const Routine& r, const Plan& plan, const std::vector<int>& norm, bool few, bool prepares)
-      : r_(r), norm_(norm), few_(few), prepares_(prepares), sequencer_(r, plan) {}
+  Lowering(const Routine& r, const std::vector<Matrix>& matrices, const Plan& plan, const std::vector<int>& norm,
+           const std::function<bool(Format)>& prepares, bool few)
+      : r_(r), matrices_(matrices), norm_(norm), prepares_(prepares), few_(few), sequencer_(r, plan) {}
 
   std::vector<Phase> run() {
     for (op_ = 0; op_ < int(r_.ops.size()); op_++) std::visit([&](const auto& o) { lower(o); }, r_.ops[size_t(op_)]);
@@ -138,6 +139,12 @@ class Lowering {
 
  private:
   using Touches = std::vector<Sequencer::Touch>;
+  // What the copy at hand was made of and for: a buffer, and a format that prepares its inputs (f32: normed only).
+  struct Held {
+    int buffer;
+    Format form;
+    bool operator==(const Held& o) const { return buffer == o.buffer && form == o.form; }
+  };
   Phase phase(Kind kind = Kind::whole) const { return {kind, op_, false}; }
   void add(const Phase& phase, const Touches& touches) { sequencer_.add(phase, touches, phases_); }
   static void read_whole(Touches& touches, int buffer) {
@@ -172,11 +179,13 @@ class Lowering {
     Phase linear = phase();
     Touches touches = {{o.out, true, false}};
     read_whole(touches, o.residual);
+    const Format format = matrices_[size_t(o.weight)].shape.format;
+    const Held wanted = {o.x, prepares_(format) ? format : Format::f32};
     if (few_) {
-      fill_own(linear, o.x, prepares_, touches);
-    } else if (prepares_) {
-      if (held_ != o.x) add(phase(Kind::prepare), {{o.x, false, true}, {Sequencer::kPrepared, true, true}});
-      held_ = o.x;
+      fill_own(linear, wanted, touches);
+    } else if (prepares_(format)) {
+      if (!(held_ == wanted)) add(phase(Kind::prepare), {{o.x, false, true}, {Sequencer::kPrepared, true, true}});
+      held_ = wanted;
       touches.push_back({Sequencer::kPrepared, false, false});
     } else {
       read_whole(touches, o.x);
@@ -206,31 +215,34 @@ class Lowering {
     Phase experts = phase();
     Touches touches = {{o.out, true, false}, {o.hidden, true, false}, {o.router, false, false}};
     read_whole(touches, o.residual);
-    if (few_ && norm_[size_t(o.x)] >= 0) fill_own(experts, o.x, false, touches);
+    if (few_ && norm_[size_t(o.x)] >= 0) fill_own(experts, {o.x, Format::f32}, touches);
     else read_whole(touches, o.x);
     add(experts, touches);
   }
   // With few rows the worker's own copy of x: normed where x is a repeated norm, prepared where kernels want that.
-  void fill_own(Phase& user, int x, bool prepared, Touches& touches) {
-    const int norm = norm_[size_t(x)];
+  void fill_own(Phase& user, const Held& wanted, Touches& touches) {
+    const int norm = norm_[size_t(wanted.buffer)];
     user.norm = norm;
-    user.fill = (norm >= 0 || prepared) && held_ != x;
-    if (user.fill) held_ = prepared || !prepares_ ? x : -1;  // normed alone is not all that the next linear wants
-    read_whole(touches, norm >= 0 ? std::get<Norm>(r_.ops[size_t(norm)]).x : x);
+    user.fill = (norm >= 0 || wanted.form != Format::f32) && !(held_ == wanted);
+    if (user.fill) held_ = wanted;
+    read_whole(touches, norm >= 0 ? std::get<Norm>(r_.ops[size_t(norm)]).x : wanted.buffer);
   }
 
   const Routine& r_;
+  const std::vector<Matrix>& matrices_;
   const std::vector<int>& norm_;
-  const bool few_, prepares_;
+  const std::function<bool(Format)>& prepares_;
+  const bool few_;
   Sequencer sequencer_;
   std::vector<Phase> phases_;
   int op_ = 0, counter_ = 0;
-  int held_ = -1;  // the buffer whose prepared (or normed) copy is at hand
+  Held held_ = {-1, Format::f32};
 };
 
 }  // namespace
 
-Plan make_plan(const Routine& routine, bool prepares) {
+Plan make_plan(const Routine& routine, const std::vector<Matrix>& matrices,
+               const std::function<bool(Format)>& prepares) {
   Plan plan;
   const std::vector<int> norm = repeated_norms(routine);
   place_buffers(routine, lifetimes(routine, norm), plan);
@@ -241,8 +253,8 @@ Plan make_plan(const Routine& routine, bool prepares) {
     if (std::holds_alternative<Linear>(op)) plan.input_width = std::max(plan.input_width, input.cols);
     if (norm[size_t(x)] >= 0) plan.norm_width = std::max(plan.norm_width, input.ld());
   }
-  plan.few = Lowering(routine, plan, norm, true, prepares).run();
-  Lowering many(routine, plan, norm, false, prepares);
+  plan.few = Lowering(routine, matrices, plan, norm, prepares, true).run();
+  Lowering many(routine, matrices, plan, norm, prepares, false);
   plan.many = many.run();
   plan.attentions = many.counters();
   return plan;

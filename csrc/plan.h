@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "program.h"
@@ -35,7 +36,8 @@ struct Plan {
   std::vector<Phase> few, many;
 };
 
-// prepares: the kernels want matmul inputs in a form of their own (Kernels::prepare).
-Plan make_plan(const Routine& routine, bool prepares);
+// prepares: of a matrix, whether the kernels want its matmul's inputs in a form of their own (Kernels::prepare).
+Plan make_plan(const Routine& routine, const std::vector<Matrix>& matrices,
+               const std::function<bool(Format)>& prepares);
 
 }  // namespace pyllm

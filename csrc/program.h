@@ -138,7 +138,7 @@ struct Routine {
 };
 
 struct Program {
-  Format format;
+  KvFormat kv_format;
   std::vector<Matrix> matrices;
   std::vector<int64_t> vectors;  // lengths
   KvShape cross;                 // keys and values of sources; no layers: there are none

@@ -124,7 +124,8 @@ void Worker::prepare(const Linear& o) {
   const int64_t m = count(o.x);
   const Team::Range mine = my_rows(m);
   if (mine.begin < mine.end)
-    k_.prepare(p_.format, row(o.x, 0), ld(o.x), int(m), buffer(o.x).cols, int(mine.begin), int(mine.end), s_.prepared);
+    k_.prepare(matrix(o.weight).format, row(o.x, 0), ld(o.x), int(m), buffer(o.x).cols, int(mine.begin), int(mine.end),
+               s_.prepared);
 }
 
 void Worker::fill_normed(const Phase& phase, int64_t rows) {
@@ -136,7 +137,7 @@ void Worker::fill_normed(const Phase& phase, int64_t rows) {
 LinearArgs Worker::linear_args(int id, int m) const {
   const MatrixShape& shape = matrix(id);
   LinearArgs a{};
-  a.format = p_.format;
+  a.format = shape.format;
   a.gated = shape.gated;
   a.m = m;
   a.n = shape.n();
@@ -150,11 +151,11 @@ void Worker::apply(const Linear& o, const Phase& phase) {
   const int64_t m = count(o.x);
   if (m == 0) return;
   LinearArgs a = linear_args(o.weight, int(m));
-  const bool prepares = k_.prepared_bytes(p_.format, int(m), a.k) != 0;
+  const bool prepares = k_.prepared_bytes(a.format, int(m), a.k) != 0;
   const float* x = phase.norm >= 0 ? normed_ : row(o.x, 0);
   if (phase.fill) {
     if (phase.norm >= 0) fill_normed(phase, m);
-    if (prepares) k_.prepare(p_.format, x, ld(o.x), int(m), a.k, 0, int(m), prepared_);
+    if (prepares) k_.prepare(a.format, x, ld(o.x), int(m), a.k, 0, int(m), prepared_);
   }
   a.activation = o.activation;
   a.x = !prepares ? static_cast<const void*>(x) : s_.few ? prepared_ : s_.prepared;

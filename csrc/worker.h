@@ -116,7 +116,7 @@ class Worker {
   void sort_rows(const Experts& o, int64_t rows, ExpertWork& work) const;
   void expert_hidden(const Experts& o, const Phase& phase, ExpertWork& work);
   void expert_outputs(const Experts& o, ExpertWork& work);
-  const void* expert_input(const float* x, int64_t x_ld, int m, int64_t k, ExpertWork& work) const;
+  const void* expert_input(const float* x, int64_t x_ld, const LinearArgs& a, ExpertWork& work) const;
 
   const StepShared& s_;
   const Batch& b_;

@@ -49,7 +49,7 @@ void Worker::append(const Attention& o, int head, int sequence, int row0, int ro
       k_.rope(cos_sin, rotary_dim, o.interleaved, key);
     }
     uint8_t* block = s_.step.block_of(sequence, b_.positions[r]) + r_.kv.offset(o.layer, head);
-    k_.kv_append(p_.format, e, b_.positions[r] % kBlockTokens, key, value, block);
+    k_.kv_append(p_.kv_format, e, b_.positions[r] % kBlockTokens, key, value, block);
   }
 }
 
@@ -64,7 +64,7 @@ void Worker::apply(const StoreCross& o, const Phase&) {
     for (int r = piece.row0; r < piece.row1; r++) {
       const float* key = row(o.kv, r) + head * kv.head_dim;
       uint8_t* block = s_.step.cross_block_of(piece.sequence, b_.positions[r]) + kv.offset(o.layer, head);
-      k_.kv_append(p_.format, kv.head_dim, b_.positions[r] % kBlockTokens, key, key + kv.heads * kv.head_dim, block);
+      k_.kv_append(p_.kv_format, kv.head_dim, b_.positions[r] % kBlockTokens, key, key + kv.heads * kv.head_dim, block);
     }
   }
 }
@@ -73,7 +73,7 @@ void Worker::attend(const Attention& o, int op, int head, const AttendTask& task
   const int group = o.num_heads / r_.kv.heads;
   const int row0 = b_.starts[task.sequence];
   AttendArgs a{};
-  a.format = p_.format;
+  a.format = p_.kv_format;
   a.causal = o.causal;
   a.vectors = task.count;
   a.group = group;
@@ -99,7 +99,7 @@ void Worker::apply(const CrossAttention& o, const Phase& phase) {
     const AttendTask& task = tasks[size_t(i / kv.heads)];
     const int head = int(i % kv.heads);
     AttendArgs a{};
-    a.format = p_.format;
+    a.format = p_.kv_format;
     a.vectors = task.count;
     a.group = group;
     a.first_head = task.first % group;

@@ -50,7 +50,12 @@ struct Worker::ExpertWork {
     odds = mine.take<float>(experts + 16);
     gathered = mine.take<float>(chunk_rows(rows) * hidden_width(width));
     result = mine.take<float>(chunk_rows(rows) * round_up(width, kPanel));
-    prepared = mine.take<uint8_t>(int64_t(most_prepared(kernels, p.format, chunk_rows(rows), shape.inputs)));
+    size_t most = 0;
+    for (int id : {o.gate_up[0], o.down[0], o.shared_gate_up, o.shared_down})
+      if (id >= 0)
+        most =
+            std::max(most, most_prepared(kernels, p.matrices[size_t(id)].shape.format, chunk_rows(rows), shape.inputs));
+    prepared = mine.take<uint8_t>(int64_t(most));
     chosen = mine.take<int32_t>(few ? rows * top_k : 0);
     weights = mine.take<float>(few ? rows * (top_k + 1) : 0);
     bytes = mine.size();
@@ -133,9 +138,9 @@ void Worker::sort_rows(const Experts&, int64_t rows, ExpertWork& work) const {
 }
 
 // x as a matmul takes it.
-const void* Worker::expert_input(const float* x, int64_t x_ld, int m, int64_t k, ExpertWork& work) const {
-  if (k_.prepared_bytes(p_.format, m, k) == 0) return x;
-  k_.prepare(p_.format, x, x_ld, m, k, 0, m, work.prepared);
+const void* Worker::expert_input(const float* x, int64_t x_ld, const LinearArgs& a, ExpertWork& work) const {
+  if (k_.prepared_bytes(a.format, a.m, a.k) == 0) return x;
+  k_.prepare(a.format, x, x_ld, a.m, a.k, 0, a.m, work.prepared);
   return work.prepared;
 }
 
@@ -164,7 +169,7 @@ void Worker::expert_hidden(const Experts& o, const Phase& phase, ExpertWork& wor
       }
       LinearArgs a = linear_args(e.gate_up, int(m));
       a.activation = o.activation;
-      a.x = expert_input(from, x_ld, int(m), a.k, work);
+      a.x = expert_input(from, x_ld, a, work);
       a.x_ld = x_ld;
       a.y_ld = work.hidden_ld(e);
       a.y = work.hidden_of(e) + i * a.y_ld;
@@ -190,9 +195,9 @@ void Worker::expert_outputs(const Experts& o, ExpertWork& work) {
       LinearArgs a = linear_args(e.down, int(m));
       const int64_t hidden_ld = work.hidden_ld(e);
       a.activation = Activation::none;
-      a.x = expert_input(work.hidden_of(e) + i * hidden_ld, hidden_ld, int(m), a.k, work);
+      a.x = expert_input(work.hidden_of(e) + i * hidden_ld, hidden_ld, a, work);
       a.x_ld = hidden_ld;
-      a.weights += size_t(mine.begin) * panel_bytes(p_.format, a.k);  // y holds this worker's columns only
+      a.weights += size_t(mine.begin) * panel_bytes(a.format, a.k);  // y holds this worker's columns only
       if (a.bias) a.bias += first;
       a.n -= first;
       a.y = work.result;

@@ -17,7 +17,7 @@ size_t result_offset(size_t prepared) { return size_t(round_up(int64_t(prepared)
 size_t Worker::head_scratch(const Program& program, const HeadLinear& op, const Kernels& kernels, int64_t rows) {
   const int m = chunk_rows(std::max<int64_t>(rows, kFewRows));
   const int64_t width = program.matrices[size_t(op.weights[0])].shape.k;
-  const size_t prepared = most_prepared(kernels, program.format, m, width);
+  const size_t prepared = most_prepared(kernels, program.matrices[size_t(op.weights[0])].shape.format, m, width);
   return result_offset(prepared) + size_t(m) * kPanel * sizeof(float);
 }
 
@@ -56,8 +56,8 @@ void Worker::head_panels(const HeadLinear& o, int head, int p0, int p1) {
     m = chunk_rows(rows - r);
     LinearArgs a = linear_args(o.weights[size_t(head)], int(m));
     const float* x = row(o.x, r) + o.begin + head * a.k;
-    const size_t prepared = k_.prepared_bytes(p_.format, int(m), a.k);
-    if (prepared != 0) k_.prepare(p_.format, x, ld(o.x), int(m), a.k, 0, int(m), local_);
+    const size_t prepared = k_.prepared_bytes(a.format, int(m), a.k);
+    if (prepared != 0) k_.prepare(a.format, x, ld(o.x), int(m), a.k, 0, int(m), local_);
     a.activation = Activation::none;
     a.x = prepared != 0 ? static_cast<const void*>(local_) : x;
     a.x_ld = ld(o.x);
@@ -67,7 +67,7 @@ void Worker::head_panels(const HeadLinear& o, int head, int p0, int p1) {
     if (whole == p1) continue;
     const int64_t first = int64_t(whole) * kPanel;
     float *out = a.y + first, *result = reinterpret_cast<float*>(local_ + result_offset(prepared));
-    a.weights += size_t(whole) * panel_bytes(p_.format, a.k);
+    a.weights += size_t(whole) * panel_bytes(a.format, a.k);
     if (a.bias) a.bias += first;
     a.n -= first;
     a.y = result;

@@ -55,7 +55,7 @@ void measure(benchmark::State& state, double bytes, double flops, double read_ce
 // `queries` rows at the end of a text of `keys` tokens, all heads, in `copies` layers so that a decode step's
 // keys and values do not stay in a cache that a model's weights would have emptied.
 struct Attend {
-  Format format;
+  KvFormat format;
   int heads, kv_heads;
   int64_t head_dim, queries, keys;
 };
@@ -102,7 +102,7 @@ class AttendCase {
   // The largest error of some outputs; values and weights are below 1. bf16: p is rounded to 8 bits.
   bool right() {
     run();
-    const double tolerance = s_.format == Format::bf16 ? 1.0 / 200 : 1e-5;
+    const double tolerance = s_.format == KvFormat::bf16 ? 1.0 / 200 : 1e-5;
     for (int64_t i = 0; i < 20; i++) {
       const int64_t query = i * 7919 % s_.queries, head = i % s_.heads;
       const std::vector<double> want = expected(query, head);
@@ -156,7 +156,7 @@ class AttendCase {
     a.block_offset = cache_.shape().offset(layer_, head);
     table_.attend(a, work);
   }
-  float rounded(float x) const { return s_.format == Format::bf16 ? float_of_bf16(bf16_of_float(x)) : x; }
+  float rounded(float x) const { return s_.format == KvFormat::bf16 ? float_of_bf16(bf16_of_float(x)) : x; }
   std::vector<double> expected(int64_t query, int64_t head) const {
     const int64_t seen = s_.keys - s_.queries + query + 1, e = s_.head_dim, kv = head / group_;
     std::vector<double> p(static_cast<size_t>(seen)), out(static_cast<size_t>(e), 0.0);
@@ -245,8 +245,8 @@ void register_all(int threads) {
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond);
   };
-  for (Format format : {Format::f32, Format::bf16}) {
-    const std::string type = format == Format::f32 ? "f32" : "bf16";
+  for (KvFormat format : {KvFormat::f32, KvFormat::bf16}) {
+    const std::string type = format == KvFormat::f32 ? "f32" : "bf16";
     for (const auto& [heads, kv_heads] : {std::pair{12, 12}, {14, 2}})
       for (const auto& [queries, keys] : std::vector<std::pair<int64_t, int64_t>>{
                {1, 32}, {1, 128}, {1, 512}, {1, 1024}, {4, 1024}, {128, 128}, {512, 512}}) {

@@ -69,12 +69,27 @@ std::vector<const float*> biases_of(const std::vector<py::array>& arrays, const 
   return biases;
 }
 
-Format format_of(const std::string& name) {
-  if (name == "float32") return Format::f32;
-  if (name == "bfloat16") return Format::bf16;
-  throw Error(ErrorKind::option,
-              text("[dtype] must be 'float32' or 'bfloat16', got '", name, "'; choose one of these"));
+namespace {
+
+// Names of Format and KvFormat, in their order.
+const char* const kFormatNames[] = {"float32", "bfloat16"};
+const char* const kKvFormatNames[] = {"float32", "bfloat16"};
+
+template <class F, size_t N>
+F named(const char* const (&names)[N], const std::string& name, const char* what) {
+  std::string list;
+  for (size_t i = 0; i < N; i++) {
+    if (name == names[i]) return F(i);
+    list += (i == 0 ? "'" : i + 1 < N ? ", '" : " or '") + std::string(names[i]) + "'";
+  }
+  throw Error(ErrorKind::option, text("[", what, "] must be ", list, ", got '", name, "'; choose one of these"));
 }
+
+}  // namespace
+
+Format format_of(const std::string& name) { return named<Format>(kFormatNames, name, "dtype"); }
+std::string name_of(Format format) { return kFormatNames[size_t(format)]; }
+KvFormat kv_format_of(const std::string& name) { return named<KvFormat>(kKvFormatNames, name, "kv_cache"); }
 
 Activation activation_of(const std::string& name) {
   static const char* const names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"};

@@ -28,7 +28,9 @@ std::vector<Source> sources_of(const std::vector<py::array>& arrays);
 // Vectors of float32, one for each of `parts`.
 std::vector<const float*> biases_of(const std::vector<py::array>& arrays, const std::vector<Source>& parts);
 
-Format format_of(const std::string& name);          // "float32", "bfloat16"
+Format format_of(const std::string& name);  // of weights: kFormatNames
+std::string name_of(Format format);
+KvFormat kv_format_of(const std::string& name);     // of keys and values: "float32", "bfloat16"
 Activation activation_of(const std::string& name);  // pyllm.program.ActivationName
 const Kernels& kernels_of(const py::object& isa);   // None: the default
 int threads_of(const py::object& threads);          // None: the default

@@ -58,8 +58,8 @@ Floats attention_array(const py::array& q, const py::array& k, const py::array& 
   const float* query = data_of<float>(q, "q", {-1, -1, -1});
   const float* key = data_of<float>(k, "k", {-1, -1, q.shape(2)});
   const float* value = data_of<float>(v, "v", {k.shape(0), k.shape(1), q.shape(2)});
-  const AttentionShape shape{format_of(dtype), q.shape(0), k.shape(0), int(q.shape(1)), int(k.shape(1)),
-                             q.shape(2),       causal,     scale,      softcap,         window};
+  const AttentionShape shape{kv_format_of(dtype), q.shape(0), k.shape(0), int(q.shape(1)), int(k.shape(1)),
+                             q.shape(2),          causal,     scale,      softcap,         window};
   if (shape.head_dim < 1 || shape.kv_heads < 1 || shape.heads % shape.kv_heads != 0 || shape.queries > shape.keys)
     throw Error(ErrorKind::array,
                 text("[attention] query heads must be a multiple of key heads, and queries at most keys, got ",
@@ -176,8 +176,7 @@ void bind_ops(py::module_& m) {
       .def_property_readonly(
           "shape", [](const PackedMatrix& w) { return py::make_tuple(w.shape().outputs(), w.shape().k); },
           "(N, K): columns of the result, columns of x.")
-      .def_property_readonly(
-          "dtype", [](const PackedMatrix& w) { return w.shape().format == Format::f32 ? "float32" : "bfloat16"; })
+      .def_property_readonly("dtype", [](const PackedMatrix& w) { return name_of(w.shape().format); })
       .def_property_readonly("gated", [](const PackedMatrix& w) { return w.shape().gated; })
       .def_property_readonly("nbytes", [](const PackedMatrix& w) { return w.shape().bytes(); });
   const py::arg_v isa("isa", py::none()), threads("num_threads", py::none());

@@ -25,7 +25,7 @@ Routine& current(Program& p) {
 void append(Program& p, Op op) { current(p).ops.push_back(std::move(op)); }
 
 KvShape kv_shape(const Program& p, int layers, int heads, int64_t head_dim) {
-  return {p.format, layers, heads, head_dim};
+  return {p.kv_format, layers, heads, head_dim};
 }
 
 // The op with a buffer for its hidden rows. Wrong ids are Program::check's matter: nothing is made for those.
@@ -147,21 +147,23 @@ void bind_program(py::module_& m) {
                               "A lowered network under construction: matrices and vectors, then routines over them. "
                               "add_* return ids; buffers and ops go to the routine begun last.");
   program
-      .def(py::init([](const std::string& dtype, int cross_layers, int cross_kv_heads, int64_t cross_head_dim) {
+      .def(py::init([](const std::string& kv_cache, int cross_layers, int cross_kv_heads, int64_t cross_head_dim) {
              Program p;
-             p.format = format_of(dtype);
+             p.kv_format = kv_format_of(kv_cache);
              p.cross = kv_shape(p, cross_layers, cross_kv_heads, cross_head_dim);
              return p;
            }),
-           py::kw_only(), py::arg("dtype"), py::arg("cross_layers"), py::arg("cross_kv_heads"),
+           py::kw_only(), py::arg("kv_cache"), py::arg("cross_layers"), py::arg("cross_kv_heads"),
            py::arg("cross_head_dim"))
       .def(
           "add_matrix",
-          [](Program& p, std::string name, std::vector<int64_t> parts, int64_t k, bool gated, bool packed, bool bias) {
-            return add(p.matrices, Matrix{std::move(name), {p.format, std::move(parts), k, gated, packed}, bias});
+          [](Program& p, std::string name, std::vector<int64_t> parts, int64_t k, const std::string& dtype, bool gated,
+             bool packed, bool bias) {
+            const Format format = format_of(dtype);
+            return add(p.matrices, Matrix{std::move(name), {format, std::move(parts), k, gated, packed}, bias});
           },
-          py::arg("name"), py::arg("parts"), py::arg("k"), py::kw_only(), py::arg("gated"), py::arg("packed"),
-          py::arg("bias"))
+          py::arg("name"), py::arg("parts"), py::arg("k"), py::kw_only(), py::arg("dtype"), py::arg("gated"),
+          py::arg("packed"), py::arg("bias"))
       .def(
           "add_vector", [](Program& p, int64_t n) { return add(p.vectors, n); }, py::arg("n"))
       .def(

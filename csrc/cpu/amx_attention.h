@@ -142,7 +142,7 @@ inline void attend_by_tiles(const AttendArgs& a, void* scratch) {
 }
 
 inline void amx_attend(const AttendArgs& a, void* scratch) {
-  if (a.format == Format::bf16 && a.vectors >= kTileVectors) return attend_by_tiles(a, scratch);
+  if (a.format == KvFormat::bf16 && a.vectors >= kTileVectors) return attend_by_tiles(a, scratch);
   attend(a, scratch);
 }
 

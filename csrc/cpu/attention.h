@@ -25,7 +25,7 @@ inline AttendScratch split_scratch(void* scratch, int64_t head_dim, int64_t num_
   s.outputs = s.queries + kAttendRows * padded_head(head_dim);
   return s;
 }
-inline size_t attend_scratch(Format, int64_t head_dim, int64_t num_keys) {
+inline size_t attend_scratch(KvFormat, int64_t head_dim, int64_t num_keys) {
   return size_t(kAttendRows) * (score_row(num_keys) + 2 * padded_head(head_dim)) * sizeof(float);
 }
 
@@ -63,7 +63,7 @@ inline void start_vectors(const AttendArgs& a, const AttendScratch& s) {
     float* q = s.queries + i * ep;
     for_pieces(a.head_dim, [&](int64_t d, int lanes) {
       const F16 value = load_piece(a.q[i] + d, lanes);
-      f_store(q + d, a.format == Format::bf16 ? f_round_bf16(value) : value);
+      f_store(q + d, a.format == KvFormat::bf16 ? f_round_bf16(value) : value);
     });
     zero_columns(q, round_up(a.head_dim, 16), ep);
     zero_columns(s.outputs + i * ep, 0, ep);
@@ -160,7 +160,7 @@ PYLLM_INLINE void for_sets(int vectors, Each each) {
 
 // Scores of all vectors for the visible blocks. Each K block is read from memory once: sets of vectors after the first
 // find it in L1. Behind the last K block the first V block is fetched.
-template <Format F>
+template <KvFormat F>
 inline void score_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange blocks) {
   const int64_t ep = padded_head(a.head_dim);
   for (int64_t b = blocks.begin; b < blocks.end; ++b) {
@@ -170,7 +170,7 @@ inline void score_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange
     for_sets(a.vectors, [&](auto count, int first) {
       constexpr int kCount = decltype(count)::value;
       const float* q = s.queries + first * ep;
-      if (F == Format::bf16) {
+      if (F == KvFormat::bf16) {
         score_block_bf16<kCount>(keys, next, q, ep, scores + first * s.row, s.row);
       } else {
         score_block_f32<kCount>(keys, next, q, ep, scores + first * s.row, s.row);
@@ -178,7 +178,7 @@ inline void score_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange
     });
   }
 }
-template <Format F>
+template <KvFormat F>
 inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange blocks) {
   const int64_t ep = padded_head(a.head_dim);
   for (int64_t b = blocks.begin; b < blocks.end; ++b) {
@@ -188,7 +188,7 @@ inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, BlockR
     for_sets(a.vectors, [&](auto count, int first) {
       constexpr int kCount = decltype(count)::value;
       float* outputs = s.outputs + first * ep;
-      if (F == Format::bf16) {
+      if (F == KvFormat::bf16) {
         value_block_bf16<kCount>(values, next, p + first * s.row, s.row, ep, outputs);
       } else {
         value_block_f32<kCount>(values, next, p + first * s.row, s.row, ep, outputs);
@@ -197,20 +197,20 @@ inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, BlockR
   }
 }
 
-template <Format F>
+template <KvFormat F>
 inline void attend_as(const AttendArgs& a, void* scratch) {
   const AttendScratch s = split_scratch(scratch, a.head_dim, a.num_keys);
   const BlockRange blocks = visible_blocks(a);
   float inverse[kAttendRows];
   start_vectors(a, s);
   score_blocks<F>(a, s, blocks);
-  soften_vectors<F == Format::bf16 ? Weights::rounded : Weights::as_they_are>(a, s, blocks, inverse);
+  soften_vectors<F == KvFormat::bf16 ? Weights::rounded : Weights::as_they_are>(a, s, blocks, inverse);
   add_value_blocks<F>(a, s, blocks);
   finish_vectors(a, s, inverse);
 }
 inline void attend(const AttendArgs& a, void* scratch) {
-  if (a.format == Format::bf16) return attend_as<Format::bf16>(a, scratch);
-  attend_as<Format::f32>(a, scratch);
+  if (a.format == KvFormat::bf16) return attend_as<KvFormat::bf16>(a, scratch);
+  attend_as<KvFormat::f32>(a, scratch);
 }
 
 }  // namespace

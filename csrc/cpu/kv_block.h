@@ -11,13 +11,13 @@ namespace {
 // Writes token `token` (0..31) of a block; padding stays as it is: zero since the block was cleared.
 inline void append_f32(int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
   float* keys = reinterpret_cast<float*>(block) + token;
-  float* values = reinterpret_cast<float*>(block + kv_half_bytes(Format::f32, head_dim));
+  float* values = reinterpret_cast<float*>(block + kv_half_bytes(KvFormat::f32, head_dim));
   for (int64_t d = 0; d < head_dim; ++d) keys[d * kBlockTokens] = k[d];
   std::memcpy(values + token * padded_head(head_dim), v, size_t(head_dim) * sizeof(float));
 }
 inline void append_bf16(int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
   uint8_t* keys = block + token / 16 * (padded_head(head_dim) / 32) * 1024 + token % 16 * 4;
-  uint8_t* values = block + kv_half_bytes(Format::bf16, head_dim) + token / 2 * 64 + token % 2 * 2;
+  uint8_t* values = block + kv_half_bytes(KvFormat::bf16, head_dim) + token / 2 * 64 + token % 2 * 2;
   for_pieces(head_dim, [&](int64_t d, int lanes) {
     uint16_t key[16], value[16];
     f_bf16_store(key, load_piece(k + d, lanes));
@@ -26,8 +26,8 @@ inline void append_bf16(int64_t head_dim, int token, const float* k, const float
     for (int i = 0; i < 16; ++i) std::memcpy(values + d / 16 * 1024 + i * 4, value + i, 2);
   });
 }
-inline void kv_append(Format f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
-  if (f == Format::bf16) return append_bf16(head_dim, token, k, v, block);
+inline void kv_append(KvFormat f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
+  if (f == KvFormat::bf16) return append_bf16(head_dim, token, k, v, block);
   append_f32(head_dim, token, k, v, block);
 }
 

@@ -35,13 +35,14 @@ class Lowering:
         programs = list(network.programs.values())
         main = network.main
         self.program = _C.Program(
-            dtype=dtype,
+            kv_cache=dtype,
             cross_layers=main.cross_layers,
             cross_kv_heads=main.cross_kv_heads,
             cross_head_dim=main.cross_head_dim,
         )
         multiplied = {matrix for program in programs for matrix in _multiplied(program)}
         found = dict.fromkeys(matrix for program in programs for matrix in program.matrices())
+        self._dtype = dtype
         self.matrices = {matrix: self._matrix(matrix, matrix in multiplied) for matrix in found}
         vectors = dict.fromkeys(vector for program in programs for vector in program.vectors())
         self.vectors = {vector: self.program.add_vector(vector.shape[0]) for vector in vectors}
@@ -53,7 +54,13 @@ class Lowering:
         """Tables that are only looked up stay plain rows; a table that is also a head exists in packed form only."""
         parts = [_rows(source) for source in matrix.sources]
         return self.program.add_matrix(
-            matrix.name, parts, matrix.shape[1], gated=matrix.gated, packed=packed, bias=bool(matrix.bias)
+            matrix.name,
+            parts,
+            matrix.shape[1],
+            dtype=self._dtype,
+            gated=matrix.gated,
+            packed=packed,
+            bias=bool(matrix.bias),
         )
 
     def _routine(self, name: str, program: Program) -> Routine:

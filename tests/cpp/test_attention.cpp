@@ -34,7 +34,7 @@ float round_bf16(float x) {
 // The cache of one kv head, in blocks that also hold another head in front and lie in memory in reverse order.
 class Cache {
  public:
-  Cache(const Kernels& kernels, Format format, const Shape& s)
+  Cache(const Kernels& kernels, KvFormat format, const Shape& s)
       : offset(kv_block_bytes(format, s.head_dim)), kernels_(kernels), format_(format), shape_(s) {
     const int64_t count = round_up(s.num_keys, kBlockTokens) / kBlockTokens;
     bytes_ = 2 * offset * size_t(count);
@@ -61,7 +61,7 @@ class Cache {
 
  private:
   const Kernels& kernels_;
-  Format format_;
+  KvFormat format_;
   Shape shape_;
   uint8_t* memory_;
   size_t bytes_;
@@ -76,7 +76,7 @@ std::vector<float> bias_row(const Shape& s, int64_t vector, int64_t num_keys) {
 
 // Query vectors [first, first + count) of the sequence, vector i being head i % group of token i / group, in calls of
 // at most `together`; num_keys as the cache stands at that time. weights: [count][num_keys], where they are wanted.
-std::vector<float> attend(const Kernels& kernels, Format format, const Shape& s, const Cache& cache,
+std::vector<float> attend(const Kernels& kernels, KvFormat format, const Shape& s, const Cache& cache,
                           const std::vector<float>& queries, int64_t first, int64_t count, int together,
                           int64_t num_keys, std::vector<std::vector<float>>* weights = nullptr) {
   if (weights) weights->assign(size_t(count), std::vector<float>(size_t(num_keys)));
@@ -119,9 +119,9 @@ std::vector<float> attend(const Kernels& kernels, Format format, const Shape& s,
 }
 
 // Compares vectors [first, first + count) with the definition in double. The bf16 bound is that of rounding p.
-void compare(Format format, const Shape& s, const Cache& cache, const std::vector<float>& queries, int64_t first,
+void compare(KvFormat format, const Shape& s, const Cache& cache, const std::vector<float>& queries, int64_t first,
              int64_t count, const std::vector<float>& out, const std::vector<std::vector<float>>& weights) {
-  auto as_stored = [&](float x) { return double(format == Format::bf16 ? round_bf16(x) : x); };
+  auto as_stored = [&](float x) { return double(format == KvFormat::bf16 ? round_bf16(x) : x); };
   Worst worst;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t position = (first + i) / s.group;
@@ -149,7 +149,7 @@ void compare(Format format, const Shape& s, const Cache& cache, const std::vecto
     for (double& x : p) sum += x = std::exp(x - top);
     const double score_error = kEpsilon * (size * (4 + std::sqrt(double(s.head_dim))) + (s.biased ? 16 : 0));
     const double relative =
-        2 * score_error + kEpsilon * (8 + double(end - begin) / 4) + (format == Format::bf16 ? 1.0 / 256 : 0);
+        2 * score_error + kEpsilon * (8 + double(end - begin) / 4) + (format == KvFormat::bf16 ? 1.0 / 256 : 0);
     for (int64_t t = 0; t < s.num_keys; ++t) {
       const double want = t >= begin && t < end ? p[size_t(t - begin)] / sum : 0;
       worst.see(weights[size_t(i)][size_t(t)], want, relative * want + 1e-30, t);
@@ -193,11 +193,11 @@ std::vector<Shape> shapes() {
 // The last 40 query vectors of the sequence, at most 16 to a call.
 int64_t tested_vectors(const Shape& s) { return std::min<int64_t>(40, s.num_keys * s.group); }
 
-class Attention : public testing::TestWithParam<Format> {};
+class Attention : public testing::TestWithParam<KvFormat> {};
 
 TEST_P(Attention, MatchesReferenceOnEveryTable) {
   const FlushDenormals flush;
-  const Format format = GetParam();
+  const KvFormat format = GetParam();
   for (const Shape& s : shapes()) {
     const int64_t count = tested_vectors(s), first = s.num_keys * s.group - count;
     const auto queries = random_row(s.num_keys * s.group * s.head_dim, 13, 1.0f);
@@ -224,7 +224,7 @@ TEST_P(Attention, MatchesReferenceOnEveryTable) {
 
 TEST_P(Attention, SameBitsInAnyGroupingAndChunking) {
   const FlushDenormals flush;
-  const Format format = GetParam();
+  const KvFormat format = GetParam();
   for (const Shape& s : shapes()) {
     const auto queries = random_row(s.num_keys * s.group * s.head_dim, 14, 1.0f);
     const int64_t vectors = s.num_keys * s.group, count = tested_vectors(s), first = vectors - count;
@@ -255,7 +255,7 @@ TEST_P(Attention, SameBitsInAnyGroupingAndChunking) {
 // Values of every size, denormals, equal scores and huge ones: where a sloppy order or a missing flush would show.
 TEST_P(Attention, SameBitsAtTheEdges) {
   const FlushDenormals flush;
-  const Format format = GetParam();
+  const KvFormat format = GetParam();
   for (float scale : {1e-20f, 3e-19f, 1e-38f, 1e-40f, 0.0f, 1e4f, 1e15f}) {
     const Shape s = {64, 5, 75};
     auto queries = random_row(s.num_keys * s.group * s.head_dim, 15, scale);
@@ -276,8 +276,8 @@ TEST_P(Attention, SameBitsAtTheEdges) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, Attention, testing::Values(Format::f32, Format::bf16),
-                         [](const auto& info) { return info.param == Format::f32 ? "f32" : "bf16"; });
+INSTANTIATE_TEST_SUITE_P(KvFormats, Attention, testing::Values(KvFormat::f32, KvFormat::bf16),
+                         [](const auto& info) { return info.param == KvFormat::f32 ? "f32" : "bf16"; });
 
 TEST(Dispatch, NamesAndTables) {
   const auto compiled = compiled_kernels(), available = available_kernels();

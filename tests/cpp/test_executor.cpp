@@ -233,7 +233,7 @@ TEST_F(WrongBatch, LogitRows) {
   }
 }
 TEST_F(WrongBatch, ForeignCache) {
-  cache_ = std::make_unique<KvCache>(KvShape{Format::bf16, 2, 2, 12}, 0);
+  cache_ = std::make_unique<KvCache>(KvShape{KvFormat::bf16, 2, 2, 12}, 0);
   expect(ErrorKind::array, "another model");
 }
 

@@ -13,7 +13,7 @@
 namespace pyllm {
 namespace {
 
-const KvShape kShape = {Format::bf16, 3, 2, 20};
+const KvShape kShape = {KvFormat::bf16, 3, 2, 20};
 
 KvCache::View view(const KvCache& cache, int block) {
   KvCache::View out;
@@ -27,8 +27,8 @@ bool all_zero(const KvCache& cache, int block) {
 }
 
 TEST(KvCache, ShapeIsLayersByHeads) {
-  EXPECT_EQ(kShape.block_bytes(), 3 * 2 * kv_block_bytes(Format::bf16, 20));
-  EXPECT_EQ(kShape.offset(2, 1) + kv_block_bytes(Format::bf16, 20), kShape.block_bytes());
+  EXPECT_EQ(kShape.block_bytes(), 3 * 2 * kv_block_bytes(KvFormat::bf16, 20));
+  EXPECT_EQ(kShape.offset(2, 1) + kv_block_bytes(KvFormat::bf16, 20), kShape.block_bytes());
 }
 
 TEST(KvCache, CountsReferences) {

@@ -171,7 +171,7 @@ TEST(Plan, BuffersThatLiveTogetherLieApart) {
                                        parallel(Format::bf16), mixture(Format::bf16), translator(Format::f32)};
   for (const Program& whole : wholes)
     for (const Routine& program : whole.routines) {
-      const Plan plan = make_plan(program, whole.format == Format::bf16);
+      const Plan plan = make_plan(program, whole.matrices, [](Format f) { return f == Format::bf16; });
       for (size_t i = 0; i < program.ops.size(); i++) {
         std::vector<int> at_once = reads(program.ops[i]);
         at_once.push_back(writes(program.ops[i]));
@@ -203,7 +203,7 @@ TEST(Plan, LayersThatShareACacheAreKeptApart) {
     const int out = b.linear(first, b.matrix({48}, 48), Activation::none, second);
     b.linear(one, b.matrix({48}, 96), Activation::none, out);  // nobody's memory is used again
     for (bool prepares : {false, true}) {
-      const Plan plan = make_plan(b.r(), prepares);
+      const Plan plan = make_plan(b.r(), b.p.matrices, [&](Format) { return prepares; });
       for (const std::vector<Phase>* phases : {&plan.few, &plan.many})
         for (const Phase& phase : *phases)
           if (size_t(phase.op) == attention) {
@@ -216,7 +216,7 @@ TEST(Plan, LayersThatShareACacheAreKeptApart) {
 TEST(Plan, DecodingNeedsFewBarriers) {
   const Program whole = llama(Format::bf16);
   const Routine& program = whole.routines[0];
-  const Plan plan = make_plan(program, true);
+  const Plan plan = make_plan(program, whole.matrices, [](Format) { return true; });
   int barriers = 0;
   for (const Phase& phase : plan.few) barriers += phase.barrier;
   EXPECT_LE(barriers, 5 * program.kv.layers + 2);

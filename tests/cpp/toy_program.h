@@ -14,11 +14,13 @@ namespace test {
 
 // Builds programs op by op. Widths divide by nothing on purpose.
 struct ProgramBuilder {
-  explicit ProgramBuilder(Format format) {
-    p.format = format;
+  explicit ProgramBuilder(Format format) : format(format) {
+    p.kv_format = format == Format::bf16 ? KvFormat::bf16 : KvFormat::f32;
     begin("step", 2);
   }
-  void begin(const std::string& name, int layers) { p.routines.push_back({name, {p.format, layers, 2, 12}, 71, 200}); }
+  void begin(const std::string& name, int layers) {
+    p.routines.push_back({name, {p.kv_format, layers, 2, 12}, 71, 200});
+  }
   Routine& r() { return p.routines.back(); }
   void op(Op one) { r().ops.push_back(std::move(one)); }
   int buffer(int64_t cols, Rows rows = Rows::T) {
@@ -26,8 +28,9 @@ struct ProgramBuilder {
     return int(r().buffers.size()) - 1;
   }
   int matrix(std::vector<int64_t> parts, int64_t k, bool bias = false, bool gated = false, bool packed = true) {
-    p.matrices.push_back(
-        {"matrix " + std::to_string(p.matrices.size()), {p.format, std::move(parts), k, gated, packed}, bias});
+    p.matrices.push_back({"matrix " + std::to_string(p.matrices.size()),
+                          {packed || format <= Format::f16 ? format : Format::f32, std::move(parts), k, gated, packed},
+                          bias});
     return int(p.matrices.size()) - 1;
   }
   int vector(int64_t n) {
@@ -81,6 +84,7 @@ struct ProgramBuilder {
     return p;
   }
   Program p;
+  Format format;  // of packed matrices
 };
 
 // Rotary positions, RMS norms, gated feed-forward, tied head.
@@ -147,7 +151,7 @@ inline Program mixture(Format format) {
 // An encoder whose rows see each other, with its sources kept for a decoder that shares its table.
 inline Program translator(Format format) {
   ProgramBuilder b(format);
-  b.p.cross = {format, 2, 3, 8};
+  b.p.cross = {b.p.kv_format, 2, 3, 8};
   b.r().name = "encode";
   b.r().kv.layers = 1;
   const int64_t d = 40;
