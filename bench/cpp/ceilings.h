@@ -118,12 +118,13 @@ __attribute__((target("amx-tile,amx-bf16"))) inline double multiply_add_tiles(in
   return double(steps) * 4 * 2 * 16 * 16 * 32;
 }
 
+inline bool has_avx512(const std::string& isa) { return isa == "amx" || isa.compare(0, 6, "avx512") == 0; }
 inline uint64_t read_all(const std::string& isa, const uint8_t* p, size_t n) {
-  return isa == "avx512" || isa == "amx" ? read_avx512(p, n) : read_sse2(p, n);
+  return has_avx512(isa) ? read_avx512(p, n) : read_sse2(p, n);
 }
 inline double multiply_add(const std::string& isa, int64_t steps, float* sink) {
-  if (isa == "avx512" || isa == "amx") return multiply_add_avx512(steps, sink);
-  return isa == "avx2" ? multiply_add_avx2(steps, sink) : multiply_add_sse2(steps, sink);
+  if (has_avx512(isa)) return multiply_add_avx512(steps, sink);
+  return isa.compare(0, 4, "avx2") == 0 ? multiply_add_avx2(steps, sink) : multiply_add_sse2(steps, sink);
 }
 
 #else  // other architectures: what the compiler makes of plain loops
