@@ -1,6 +1,6 @@
 """pyllm as one more engine of a peer-comparison harness: same cases, same prompts, one JSON line each.
 
-    HARNESS=<folder with common.py> MODELS=<folder> python bench/drive_pyllm.py --model gpt2-124m --dtype int8 --cases ...
+    HARNESS=<folder with common.py> MODELS=<folder> python bench/drive_pyllm.py --model gpt2-124m --dtype int8 ...
 
 --dtype: float32, bfloat16, float16 or a quantization (int8, int8-fast, int4, int4-g128), by which float32 stands for
 everything not quantised unless --rest names another; --kv-cache as in pyllm.load. The end token is disabled.
