@@ -1,6 +1,6 @@
 """pyllm beside llama.cpp, OpenVINO, CTranslate2, transformers and ONNX Runtime on this machine: one table.
 
-    python bench/vs_peers.py run --harness DIR --peers DIR --models DIR --ceilings BINARY --out results.jsonl [--only REGEX]
+    python bench/vs_peers.py run --harness DIR --peers DIR --models DIR --ceilings BINARY --out FILE [--only REGEX]
     python bench/vs_peers.py table results.jsonl
 
 --harness   folder with the drivers of the peers (drive_llamacpp.py ...) and common.py, which says what a case is
@@ -16,6 +16,7 @@ The limit is the larger of weight bytes / read bandwidth at that footprint and o
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -37,7 +38,7 @@ BYTES = {
     "int8": 1.0,
     "int8-fast": 1.0,
     "int4": 0.5625,
-    "int4-g128": 0.52,
+    "int4-g128": 0.515625,
 }
 
 # model -> (weights of the matmuls without the head, of the head)
@@ -243,7 +244,7 @@ def _bandwidth(size: float, ceilings: dict[tuple[str, int], float]) -> float:
     )
     if size <= points[0][0]:
         return points[0][1]
-    for (small, fast), (large, slow) in zip(points, points[1:], strict=False):
+    for (small, fast), (large, slow) in itertools.pairwise(points):
         if size <= large:
             return fast + (slow - fast) * (size - small) / (large - small)
     return points[-1][1]
