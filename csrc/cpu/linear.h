@@ -1,7 +1,9 @@
 // Matmul over packed panels for float32 and bfloat16 and any number of rows, on the vector F16 of the vec_*.h that the
-// including file chose. The arithmetic of an output never depends on how many rows there are. AMX has amx_linear.h.
+// including file chose, and the tables' entries for all formats (linear_int.h has the integer ones). The arithmetic of an
+// output never depends on how many rows there are. AMX has amx_linear.h.
 #pragma once
-#include "cpu/math.h"
+#include "cpu/linear_int.h"
+#include "cpu/linear_parts.h"
 #include "kernels.h"
 
 namespace pyllm {
@@ -26,16 +28,6 @@ constexpr int block_vectors(int rows) { return rows == 1 ? 2 : 1; }
 
 constexpr int kRowBlock = 96;  // rows whose sums wait in scratch for the end of k: 24 KB of floats
 constexpr int kPiece = 64;     // k of a panel that all rows pass over before the next: 16 KB of floats, stays in L1
-constexpr int kAhead = 4096;   // bytes that software prefetch into L2 runs ahead where one pass reads the weights
-
-// Register blocks stay functions: inlined into the loops around them they spill.
-#define PYLLM_APART __attribute__((noinline))
-
-// Parts as even as possible, so that no small and slow part is left over: the size of the next one.
-PYLLM_INLINE int next_part(int left, int most) {
-  const int parts = (left + most - 1) / most;
-  return (left + parts - 1) / parts;
-}
 
 // sum[r][v] += x[r * x_ld + s * XStep] * w[s * WStep + 16 v ..] for s ascending: one FMA chain per output. Fetches
 // Lines lines a step into L2, from `ahead` on.
@@ -224,32 +216,6 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
   }
 }
 
-PYLLM_INLINE F16 cap_and_scale(const LinearArgs& a, F16 s) {
-  if (a.softcap > 0) s = f_mul(f_set(a.softcap), f_tanh(f_div(s, f_set(a.softcap))));
-  return a.scale != 1.0f ? f_mul(f_set(a.scale), s) : s;
-}
-// The end of 32 outputs of one row: columns [column, column + 32) of the packed order, sums s0 and s1. Bias, activation
-// (gated: 16 gate and 16 up columns give 16 outputs), cap, scale, residual, in this order.
-PYLLM_INLINE void finish_columns(const LinearArgs& a, int64_t row, int64_t column, F16 s0, F16 s1) {
-  if (a.bias) {
-    s0 = f_add(s0, f_load(a.bias + column));
-    s1 = f_add(s1, f_load(a.bias + column + 16));
-  }
-  s0 = f_activation(a.activation, s0);
-  const int64_t out = a.gated ? column / 2 : column;
-  float* y = a.y + row * a.y_ld + out;
-  const float* residual = a.residual ? a.residual + row * a.residual_ld + out : nullptr;
-  if (a.gated) {
-    s0 = cap_and_scale(a, f_mul(s0, s1));
-    f_store(y, residual ? f_add(f_load(residual), s0) : s0);
-    return;
-  }
-  s1 = cap_and_scale(a, f_activation(a.activation, s1));
-  s0 = cap_and_scale(a, s0);
-  f_store(y, residual ? f_add(f_load(residual), s0) : s0);
-  f_store(y + 16, residual ? f_add(f_load(residual + 16), s1) : s1);
-}
-
 void finish_rows(const LinearArgs& a, int panel, int row0, int rows, const float* c) {
   for (int r = 0; r < rows; ++r)
     for (int i = 0; i < kPanel; i += 32) {
@@ -260,11 +226,12 @@ void finish_rows(const LinearArgs& a, int panel, int row0, int rows, const float
 
 // Prepared form: bfloat16 rows as floats that are already rounded, contiguous, padded with zeros to packed_k columns.
 size_t prepared_bytes(Format f, int m, int64_t k) {
+  if (is_i8(f) || is_i4(f)) return quantised_bytes(f, m, k);
   return f == Format::bf16 ? size_t(m) * size_t(packed_k(f, k)) * sizeof(float) : 0;
 }
 
 void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out) {
-  (void)m;
+  if (is_i8(f) || is_i4(f)) return quantise_rows(f, x, x_ld, m, k, row0, row1, out);
   if (f != Format::bf16) return;
   const int64_t depth = packed_k(f, k);
   for (int r = row0; r < row1; ++r) {
@@ -281,11 +248,13 @@ void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int 
 
 size_t linear_scratch(const LinearArgs& a, int panels) {
   (void)panels;
+  if (is_i8(a.format) || is_i4(a.format)) return int_scratch(a);
   const size_t sums = size_t(a.m < kRowBlock ? a.m : kRowBlock) * kPanel * sizeof(float);
   return sums + (a.format == Format::bf16 ? size_t(kPiece) * kPanel * sizeof(float) : 0);
 }
 
 void linear_panels(const LinearArgs& a, int p0, int p1, void* scratch) {
+  if (is_i8(a.format) || is_i4(a.format)) return int_panels(a, p0, p1, scratch);
   float* c = static_cast<float*>(scratch);
   for (int row = 0, rows; row < a.m; row += rows) {
     rows = next_part(a.m - row, kRowBlock);
