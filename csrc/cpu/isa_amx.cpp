@@ -20,6 +20,7 @@ const Kernels kernels_amx = {
     amx_linear_scratch,
     amx_linear_panels,
     pack_panel_rows,
+    pack_codes_rows,
     layer_norm,
     rms_norm,
     activate,
