@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import _C
-from .._version import __version__
 
 SLOW = 1.0  # seconds of packing from which a file is worth its room
 LAYOUT = 1  # raised whenever the packed layouts of csrc/kernels.h or the choice of quantised weights change
@@ -48,6 +47,8 @@ def content_of(files: Iterable[Path]) -> str:
 
 def key_of(content: str, recipe: str) -> str:
     """The name of packed weights: of what, how, by which version."""
+    from .. import __version__  # not there yet while the package is being imported
+
     return hashlib.sha256("\0".join((content, recipe, __version__, str(LAYOUT))).encode()).hexdigest()
 
 
