@@ -81,7 +81,7 @@ def test_a_damaged_file_is_not_used_and_is_removed(damage: str) -> None:
     if damage == "flip":
         content[packed_cache.DATA + len(content) // 3] ^= 1
     elif damage == "short":
-        del content[-1:]
+        del content[len(content) // 2 :]
     elif damage == "header":
         content[packed_cache.DATA - 4000] ^= 0xFF
         content[10] ^= 0xFF
