@@ -25,6 +25,7 @@ const Kernels kernels_amx = {
     activate,
     gate,
     softmax,
+    summarise,
     rope,
     kv_append,
     attend_scratch,

@@ -11,8 +11,8 @@
 namespace pyllm {
 
 const Kernels kernels_avx2 = {
-    "avx2",   prepared_bytes, prepare_rows, linear_scratch, linear_panels, pack_panel_rows, layer_norm, rms_norm,
-    activate, gate,           softmax,      rope,           kv_append,     attend_scratch,  attend,
+    "avx2",   prepared_bytes, prepare_rows, linear_scratch, linear_panels, pack_panel_rows, layer_norm,     rms_norm,
+    activate, gate,           softmax,      summarise,      rope,          kv_append,       attend_scratch, attend,
 };
 
 }  // namespace pyllm
