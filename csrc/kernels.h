@@ -181,6 +181,7 @@ struct Kernels {
   void (*activate)(Activation a, int64_t n, float* x);                              // in place
   void (*gate)(Activation a, int64_t n, const float* g, const float* u, float* y);  // y = act(g) * u
   void (*softmax)(int64_t n, float* x);                                             // in place
+  void (*summarise)(const float* x, int64_t n, float* max_and_sum);  // the maximum and sum(exp(x - maximum))
   // Rotates the first rotary_dim floats of one head in place. cos_sin: [rotary_dim/2] cos, then [rotary_dim/2] sin.
   // interleaved false: pairs (i, i + rotary_dim/2), as Hugging Face; true: pairs (2i, 2i + 1).
   void (*rope)(const float* cos_sin, int64_t rotary_dim, bool interleaved, float* x);
@@ -194,7 +195,10 @@ struct Kernels {
 // Filled tables; nullptr where the compiler or target lacks the instruction set (dispatch.cpp).
 extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx2_vnni;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_vnni;
+extern const Kernels kernels_avx512_bf16;
 extern const Kernels kernels_amx;
 
 const Kernels& kernels();  // the best table here, or the one PYLLM_ISA names (throws if it can't)
