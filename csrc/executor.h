@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "arena.h"
@@ -39,6 +40,11 @@ class Executor {
   // Loading. `parts` are the matrix's sources in order; bias[i] has as many floats as part i has rows (empty: none).
   void pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias);
   void set_vector(int id, const float* values, int64_t n);
+
+  // All packed weights, as equal programs lay them out, and reading them back from a file instead of packing: false,
+  // and nothing is loaded, where the bytes there are not those that had this checksum. Independent of threads.
+  uint64_t checksum() const;
+  bool restore(const std::string& file, int64_t offset, uint64_t checksum);
 
   // One step of one routine: appends keys and values to the cache and writes its output [R, output_ld()]. The same bits
   // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the

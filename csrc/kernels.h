@@ -191,7 +191,10 @@ struct Kernels {
 // Filled tables; nullptr where the compiler or target lacks the instruction set (dispatch.cpp).
 extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx2_vnni;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_vnni;
+extern const Kernels kernels_avx512_bf16;
 extern const Kernels kernels_amx;
 
 const Kernels& kernels();  // the best table here, or the one PYLLM_ISA names (throws if it can't)

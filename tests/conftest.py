@@ -15,7 +15,7 @@ from toy_models import CONFIGS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
-ISAS = ("scalar", "avx2", "avx512", "amx")  # slowest first
+ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")  # slowest first
 
 # PYLLM_REQUIRE=transformers,data: what must be here. A test that skips for want of it then fails.
 _WANTS = {"transformers": ("could not import 'torch", "could not import 'transformers"), "data": ("test data ",)}

@@ -118,12 +118,37 @@ __attribute__((target("amx-tile,amx-bf16"))) inline double multiply_add_tiles(in
   return double(steps) * 4 * 2 * 16 * 16 * 32;
 }
 
+// 16 chains of VDPBF16PS and of VPDPBUSD: operations of `steps` steps.
+__attribute__((target("avx512f,avx512bf16"))) inline double pairs_avx512(int64_t steps, float* sink) {
+  const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f7f3f7f), b = (__m512bh)_mm512_set1_epi32(0x3f013eff);
+  __m512 x[16];
+  for (int j = 0; j < 16; ++j) x[j] = _mm512_set1_ps(0.37f + 0.01f * j);
+  for (int64_t i = 0; i < steps; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = _mm512_dpbf16_ps(x[j], a, b);
+  for (int j = 1; j < 16; ++j) x[0] = _mm512_add_ps(x[0], x[j]);
+  *sink = _mm512_cvtss_f32(x[0]);
+  return double(steps) * 16 * 64;
+}
+__attribute__((target("avx512f,avx512vnni"))) inline double quads_avx512(int64_t steps, float* sink) {
+  const __m512i a = _mm512_set1_epi32(0x1357ace9), b = _mm512_set1_epi32(0x2468bdf1);
+  __m512i x[16];
+  for (int j = 0; j < 16; ++j) x[j] = _mm512_set1_epi32(j);
+  for (int64_t i = 0; i < steps; ++i)
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) x[j] = _mm512_dpbusd_epi32(x[j], a, b);
+  for (int j = 1; j < 16; ++j) x[0] = _mm512_add_epi32(x[0], x[j]);
+  *sink = float(_mm_cvtsi128_si32(_mm512_castsi512_si128(x[0])));
+  return double(steps) * 16 * 128;
+}
+
+inline bool is_wide(const std::string& isa) { return isa == "amx" || isa.rfind("avx512", 0) == 0; }
 inline uint64_t read_all(const std::string& isa, const uint8_t* p, size_t n) {
-  return isa == "avx512" || isa == "amx" ? read_avx512(p, n) : read_sse2(p, n);
+  return is_wide(isa) ? read_avx512(p, n) : read_sse2(p, n);
 }
 inline double multiply_add(const std::string& isa, int64_t steps, float* sink) {
-  if (isa == "avx512" || isa == "amx") return multiply_add_avx512(steps, sink);
-  return isa == "avx2" ? multiply_add_avx2(steps, sink) : multiply_add_sse2(steps, sink);
+  if (is_wide(isa)) return multiply_add_avx512(steps, sink);
+  return isa.rfind("avx2", 0) == 0 ? multiply_add_avx2(steps, sink) : multiply_add_sse2(steps, sink);
 }
 
 #else  // other architectures: what the compiler makes of plain loops
@@ -154,17 +179,22 @@ inline double read_gbs(const std::string& isa, int threads, const uint8_t* data,
   return double(part) * threads / t * 1e-9;
 }
 
-// GFLOP/s of the instruction set's widest fp32 multiply-add.
-inline double peak_gflops(const std::string& isa, int threads) {
+// Billions of operations a second of a loop that returns how many it did.
+inline double peak(int threads, const std::function<double(int64_t, float*)>& loop) {
   double work = 0;
   std::atomic<float> keep{0};
   const double t = best_time(threads, [&](int i) {
     float sink;
-    const double mine = multiply_add(isa, 100000, &sink);
+    const double mine = loop(100000, &sink);
     keep = sink;
     if (i == 0) work = mine;
   });
   return work * threads / t * 1e-9;
+}
+
+// GFLOP/s of the instruction set's widest fp32 multiply-add.
+inline double peak_gflops(const std::string& isa, int threads) {
+  return peak(threads, [&](int64_t steps, float* sink) { return multiply_add(isa, steps, sink); });
 }
 
 // GFLOP/s of TDPBF16PS.

@@ -130,6 +130,19 @@ void bind_executor(py::module_& m) {
           },
           py::arg("id"), py::arg("values"))
       .def(
+          "packed",
+          [](const Executor& executor) {
+            const Arena& weights = executor.weights();
+            return py::memoryview::from_memory(static_cast<const void*>(weights.data()), py::ssize_t(weights.size()));
+          },
+          py::keep_alive<0, 1>(), "All packed weights, read-only: what restore() takes.")
+      .def("checksum", &Executor::checksum, py::call_guard<py::gil_scoped_release>(), "64 bits of the packed weights.")
+      .def("restore", &Executor::restore, py::arg("file"), py::arg("offset"), py::arg("checksum"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Reads what packed() gave of an executor of an equal program, instead of packing; False, with nothing "
+           "loaded, "
+           "where the bytes are not there or have another checksum.")
+      .def(
           "new_cache",
           [](const Executor& executor, int routine, size_t max_bytes) {
             return std::make_shared<KvCache>(executor.routine(routine).kv, max_bytes);

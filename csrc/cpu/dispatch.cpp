@@ -20,8 +20,17 @@ const Entry kEntries[] = {
 #if PYLLM_HAVE_AMX
     {&kernels_amx, cpu_has_amx},
 #endif
+#if PYLLM_HAVE_AVX512_BF16
+    {&kernels_avx512_bf16, cpu_has_avx512_bf16},
+#endif
+#if PYLLM_HAVE_AVX512_VNNI
+    {&kernels_avx512_vnni, cpu_has_avx512_vnni},
+#endif
 #if PYLLM_HAVE_AVX512
     {&kernels_avx512, cpu_has_avx512},
+#endif
+#if PYLLM_HAVE_AVX2_VNNI
+    {&kernels_avx2_vnni, cpu_has_avx2_vnni},
 #endif
 #if PYLLM_HAVE_AVX2
     {&kernels_avx2, cpu_has_avx2},

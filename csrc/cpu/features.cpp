@@ -45,13 +45,16 @@ bool cpu_has_avx2() {
   const Leaf l1 = cpuid(1), l7 = cpuid(7);
   return os_saves(kSavesYmm) && bit(l1.c, 12) && bit(l1.c, 28) && bit(l1.c, 29) && bit(l7.b, 5);
 }
+bool cpu_has_avx2_vnni() { return cpu_has_avx2() && bit(cpuid(7, 1).a, 4); }
 bool cpu_has_avx512() {
   const unsigned b = cpuid(7).b;
   return cpu_has_avx2() && os_saves(kSavesZmm) && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
 }
+bool cpu_has_avx512_vnni() { return cpu_has_avx512() && bit(cpuid(7).c, 11); }
+bool cpu_has_avx512_bf16() { return cpu_has_avx512_vnni() && bit(cpuid(7, 1).a, 5); }
 bool cpu_has_amx() {
   const unsigned d = cpuid(7).d;
-  if (!cpu_has_avx512() || !bit(cpuid(7, 1).a, 5) || !os_saves(kSavesTiles) || !bit(d, 22) || !bit(d, 24)) return false;
+  if (!cpu_has_avx512_bf16() || !os_saves(kSavesTiles) || !bit(d, 22) || !bit(d, 24) || !bit(d, 25)) return false;
   static const bool granted = ask_for_tiles();
   return granted;
 }
@@ -61,7 +64,10 @@ bool cpu_has_amx() {
 namespace pyllm {
 
 bool cpu_has_avx2() { return false; }
+bool cpu_has_avx2_vnni() { return false; }
 bool cpu_has_avx512() { return false; }
+bool cpu_has_avx512_vnni() { return false; }
+bool cpu_has_avx512_bf16() { return false; }
 bool cpu_has_amx() { return false; }
 
 }  // namespace pyllm

@@ -1,34 +1,10 @@
-// The table of kernels for AMX (tile, bf16) with AVX-512 and its BF16: tiles for bf16 matmuls and attention of more
+// The table of kernels for AMX (tile, bf16, int8) with AVX-512, VNNI and BF16: tiles for matmuls and attention of more
 // than a few rows, the AVX-512 kernels for the rest.
 // clang-format off: the vector type comes first
 #include "cpu/vec_avx512.h"
 // clang-format on
 #include "cpu/amx_attention.h"
 #include "cpu/amx_linear.h"
-#include "cpu/attention.h"
-#include "cpu/linear.h"
-#include "cpu/pack_panel.h"
-#include "cpu/rows.h"
-#include "kernels.h"
+#include "cpu/table.h"
 
-namespace pyllm {
-
-const Kernels kernels_amx = {
-    "amx",
-    amx_prepared_bytes,
-    amx_prepare_rows,
-    amx_linear_scratch,
-    amx_linear_panels,
-    pack_panel_rows,
-    layer_norm,
-    rms_norm,
-    activate,
-    gate,
-    softmax,
-    rope,
-    kv_append,
-    attend_scratch,
-    amx_attend,
-};
-
-}  // namespace pyllm
+PYLLM_TABLE(amx, amx_)

@@ -118,6 +118,20 @@ PYLLM_INLINE void f_bf16_interleave_store(void* p, const F16& even, const F16& o
   const __m512i e = _mm512_cvtepu16_epi32(narrow_bf16(even.v)), o = _mm512_cvtepu16_epi32(narrow_bf16(odd.v));
   _mm512_storeu_si512(p, _mm512_or_si512(e, _mm512_slli_epi32(o, 16)));
 }
+
+#if defined(__AVX512BF16__) && defined(PYLLM_BF16_DOT)
+// Pairs of bf16, 16 of them; and sum + the products of both pairs: per lane fma(x1, y1, sum), then fma(x0, y0, that),
+// denormals to zero at every step, whatever MXCSR says.
+struct P16 {
+  __m512i v;
+};
+PYLLM_INLINE P16 p_load(const void* p) { return {_mm512_loadu_si512(p)}; }
+PYLLM_INLINE P16 p_set(uint32_t pair) { return {_mm512_set1_epi32(int(pair))}; }
+PYLLM_INLINE F16 f_dpbf16(const F16& sum, const P16& x, const P16& y) {
+  return {_mm512_dpbf16_ps(sum.v, (__m512bh)x.v, (__m512bh)y.v)};
+}
+#endif
+
 PYLLM_INLINE void f_prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

@@ -77,7 +77,7 @@ class CpuRunner:
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: "scalar", "avx2", "avx512" or "amx"."""
+        """The instruction set in use, by the name of its kernel table (`pyllm doctor` lists those that run here)."""
         return self._executor.isa
 
     def new_cache(self, program: str = "step", max_bytes: int = 0) -> _C.KvCache:

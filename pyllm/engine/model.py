@@ -69,6 +69,11 @@ class Model:
         """Context length: most tokens of one sequence."""
         return self.program.max_positions
 
+    @property
+    def runner(self) -> Runner:
+        """What runs this model's steps: its device's own methods. Raises PyllmError after close()."""
+        return self._open_runner()
+
     def memory_report(self) -> dict[str, int]:
         """Bytes held, by what for: packed weights, activations, key/value cache and so on. Empty for the reference
         device, which keeps no count."""

@@ -4,7 +4,8 @@ Arrays go in as anything NumPy can turn into float32 and come out as fresh C-con
 operation is its float64 definition in pyllm.program.reference. Common arguments:
 
     dtype        "float32", or "bfloat16": weights (keys, values) and inputs are rounded to bfloat16, sums are float32
-    isa          "scalar", "avx2", "avx512", "amx"; None: the best one here, or the one PYLLM_ISA names
+    isa          "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"; None: the best one here,
+                 or the one PYLLM_ISA names
     num_threads  None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or the cores this process may use
 
 Raises ArrayError (shapes, dtypes), InvalidOptionError (names, thread counts) and DeviceError (isa).

@@ -1,6 +1,7 @@
 // AMX tiles in plain AVX-512, so that the AMX kernels are compiled and checked on CPUs that have no tiles. Replaces the
 // intrinsics by functions that follow the hardware bit for bit (TDPBF16PS: even and odd products in two fused chains
-// from +0, their sum onto C, denormals flushed) and stop the program where the hardware would fault.
+// from +0, their sum onto C, denormals flushed; TDPB..D: exact sums of products of bytes, wrapping) and stop the
+// program where the hardware would fault.
 #pragma once
 #include <immintrin.h>
 
@@ -16,6 +17,10 @@
 #undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
+#undef _tile_dpbssd
+#undef _tile_dpbsud
+#undef _tile_dpbusd
+#undef _tile_dpbuud
 #define _tile_loadconfig(config) emulated::load_config(config)
 #define _tile_release() emulated::release()
 #define _tile_zero(tile) emulated::zero(tile)
@@ -23,6 +28,10 @@
 #define _tile_stream_loadd(tile, base, stride) emulated::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated::store(tile, base, stride)
 #define _tile_dpbf16ps(c, a, b) emulated::multiply_bf16(c, a, b)
+#define _tile_dpbssd(c, a, b) emulated::multiply_bytes<int8_t, int8_t>(c, a, b)
+#define _tile_dpbsud(c, a, b) emulated::multiply_bytes<int8_t, uint8_t>(c, a, b)
+#define _tile_dpbusd(c, a, b) emulated::multiply_bytes<uint8_t, int8_t>(c, a, b)
+#define _tile_dpbuud(c, a, b) emulated::multiply_bytes<uint8_t, uint8_t>(c, a, b)
 
 namespace {
 namespace emulated {
@@ -77,10 +86,29 @@ inline float widen(const uint8_t* p) {
   std::memcpy(&value, &bits, 4);
   return value;
 }
-inline void multiply_bf16(int ic, int ia, int ib) {
-  Tile &c = configured(ic), &a = configured(ia), &b = configured(ib);
+inline void check_product(int ic, int ia, int ib) {
+  const Tile &c = configured(ic), &a = configured(ia), &b = configured(ib);
   require(c.rows == a.rows && a.bytes == 4 * b.rows && c.bytes == b.bytes, "shapes of the product do not fit");
   require(ic != ia && ic != ib && ia != ib, "the three tiles must differ");
+}
+// Bytes of A times bytes of B, in quads along k, onto int32 sums.
+template <typename A, typename B>
+inline void multiply_bytes(int ic, int ia, int ib) {
+  check_product(ic, ia, ib);
+  Tile &c = tiles[ic], &a = tiles[ia], &b = tiles[ib];
+  for (int m = 0; m < c.rows; ++m)
+    for (int n = 0; n < c.bytes / 4; ++n) {
+      uint32_t sum;
+      std::memcpy(&sum, c.data[m] + 4 * n, 4);
+      for (int k = 0; k < b.rows; ++k)
+        for (int i = 0; i < 4; ++i)
+          sum += uint32_t(int32_t(A(a.data[m][4 * k + i])) * int32_t(B(b.data[k][4 * n + i])));
+      std::memcpy(c.data[m] + 4 * n, &sum, 4);
+    }
+}
+inline void multiply_bf16(int ic, int ia, int ib) {
+  check_product(ic, ia, ib);
+  Tile &c = tiles[ic], &a = tiles[ia], &b = tiles[ib];
   const unsigned csr = _mm_getcsr();
   _mm_setcsr(0x9fc0);  // to nearest, FTZ and DAZ, no exceptions: the instruction ignores MXCSR
   for (int m = 0; m < c.rows; ++m) {
