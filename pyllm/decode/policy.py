@@ -116,6 +116,10 @@ class Policy(ABC):
         """Prompt and generated tokens of live sequence i (the policy's own list: read only)."""
         return self._live[i].tokens
 
+    def live_index(self, i: int) -> int:
+        """Which returned sequence live sequence i will be; only where that is certain (greedy search and sampling)."""
+        return i
+
     @property
     def summary_scale(self) -> float | None:
         """The scale of the sums of a summary that the next `advance` can use; None: it reads all logits anyway."""

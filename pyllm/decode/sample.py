@@ -47,6 +47,9 @@ class SamplePolicy(Policy):
     def sequence_tokens(self, index: int) -> list[int]:
         return self._tracks[index].tokens[self.prompt_length :]
 
+    def live_index(self, i: int) -> int:
+        return self._index[i]
+
     @property
     def summary_scale(self) -> float | None:
         return self._scale
