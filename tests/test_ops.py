@@ -301,7 +301,7 @@ def test_bfloat16_is_the_same_on_every_isa() -> None:
         (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), residual=draw(1, 2, 5)), errors.ArrayError, r"\[residual\]"),
         (lambda: ops.matmul(draw(1, 2, 3), draw(1, 5, 3), gated=True), errors.ArrayError, "even number"),
         (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4)), errors.ArrayError, r"\[weight\]"),
-        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), dtype="int7"), errors.InvalidOptionError, r"\[dtype\] .*int4z-g128.*int7"),
+        (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), dtype="int7"), errors.InvalidOptionError, "int4z-g128"),
         (lambda: ops.matmul(draw(1, 2, 3), draw(1, 4, 3), activation="sinh"), errors.InvalidOptionError, "sinh"),  # type: ignore[arg-type]
         (lambda: ops.softmax(draw(1, 2, 3), isa="sse9"), errors.DeviceError, "sse9"),
         (lambda: ops.softmax(draw(1, 2, 3), num_threads=0), errors.InvalidOptionError, "num_threads"),
