@@ -9,6 +9,7 @@
 #include "arena.h"
 #include "kv_cache.h"
 #include "plan.h"
+#include "profile.h"
 #include "program.h"
 #include "step.h"
 #include "threads.h"
@@ -50,7 +51,14 @@ class Executor {
   // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the
   // routine uses sources, the cache they are in. Thread-safe; callers take turns. Throws Error(array, prompt,
   // context_length) for a wrong batch or capture, before anything is changed.
-  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr);
+  // summary: for each output row and 64 columns their maximum and sum(exp(x - maximum)), [R, output_ld() / 64, 2];
+  // only where a linear that is not gated writes the output.
+  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr,
+           float* summary = nullptr);
+
+  // Times every op from now on, from zero; or no longer. times: by routine.
+  void profile(bool enable);
+  std::vector<RoutineTimes> times() const;
 
   const Program& program() const { return program_; }
   const Routine& routine(int index) const;  // throws Error(array) when there is no such
@@ -67,6 +75,7 @@ class Executor {
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
   size_t most_prepared(int rows) const;  // bytes of the prepared input of any linear
   size_t linear_work(int matrix, int64_t rows) const;
+  void check_summary(const Routine& routine) const;
   void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
   CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
 
@@ -92,6 +101,8 @@ class Executor {
   ScratchSizes sizes_{};
   std::unique_ptr<Counter[]> counters_;
   Step step_;
+  bool profiled_ = false;
+  std::vector<RoutineTimes> times_;  // by routine
 };
 
 }  // namespace pyllm

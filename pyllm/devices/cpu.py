@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from .. import _C
 from ..errors import ArrayError
-from ..program.batch import Batch, Capture, KvCache
+from ..program.batch import Batch, Capture, KvCache, Summary
+from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
 from ..program.tensors import Source
@@ -28,6 +29,17 @@ class Tensors(Protocol):
 
     def release(self, name: str) -> None:
         """The tensor's memory will not be read again."""
+
+
+class Timing(NamedTuple):
+    """One operation's part of the steps that were profiled, on the clock of the thread that called."""
+
+    op: str  # its name in the program's listing
+    calls: int
+    seconds: float  # at work
+    bytes: int  # of weights, keys and values that all threads together had to read
+    waited: float  # seconds until the other threads were done with it
+    program: str
 
 
 class CpuRunner:
@@ -96,10 +108,12 @@ class CpuRunner:
         program: str = "step",
         cross: KvCache | None = None,
         capture: Capture | None = None,
+        summary: Summary | None = None,
     ) -> NDArray[np.float32]:
         """One step; output float32 [R, n], a view of the cache's buffer, which the cache's next step overwrites.
 
         capture: its values and weights are set to fresh arrays; asking for some costs barriers, not asking nothing.
+        summary: its blocks are set, a view as the output is; the threads make them as they finish the output.
         Raises PromptError (ids, token types), ContextLengthError (positions), ArrayError (anything else wrong with the
         batch, the caches or the names to capture) and OutOfMemoryError; the caches' content is then unchanged.
         """
@@ -111,7 +125,7 @@ class CpuRunner:
             )
         buffers = _wanted(routine, capture.buffers if capture else ())
         attentions = _wanted(routine, capture.attentions if capture else ())
-        output, values, weights = self._executor.run(
+        output, values, weights, blocks = self._executor.run(
             routine.index,
             batch.ids,
             batch.positions,
@@ -126,11 +140,32 @@ class CpuRunner:
             batch.cross_context,
             list(buffers.values()),
             list(attentions.values()),
+            summary is not None,
         )
+        if summary is not None:
+            summary.blocks = blocks
         if capture is not None:
             capture.values = dict(zip(buffers, values, strict=True))
             capture.weights = dict(zip(attentions, weights, strict=True))
         return output
+
+    def profile(self, enable: bool) -> None:
+        """Times every operation of the steps from now on, from zero; or stops. Off, it costs nothing; on, about 0.1 us
+        an operation."""
+        self._executor.profile(enable)
+
+    def timings(self) -> list[Timing]:
+        """Where the time went since profile(True): an entry for each operation that ran, in their order, with the
+        checks of the batch before ("set-up") and the wait for the last thread after them ("finish")."""
+        found = []
+        for (name, program), records in zip(self.network.programs.items(), self._executor.timings(), strict=False):
+            *ops, setup, finish = records
+            labels = [op_name(op) for op in program.ops]
+            for label, record in zip(["set-up", *labels, "finish"], [setup, *ops, finish], strict=True):
+                calls, seconds, waited, read = record
+                if calls:
+                    found.append(Timing(label, calls, seconds, int(read), waited, name))
+        return found
 
     def memory_report(self) -> dict[str, int]:
         """Bytes held: weights, activations and scratch of a step, key/value caches; and how much of all that huge

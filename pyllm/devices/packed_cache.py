@@ -84,7 +84,7 @@ def restore(executor: _C.Executor, key: str) -> bool:
 
 
 def keep(executor: _C.Executor, key: str) -> Path | None:
-    """Writes an executor's weights to their file; None where that can't be done, which is logged: it only costs time."""
+    """Writes an executor's weights to their file; None where that fails, which is logged: it only costs time."""
     where = folder()
     if where is None:
         return None
