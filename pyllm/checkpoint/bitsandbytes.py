@@ -75,7 +75,7 @@ class _Int8(QuantizedMatrix):
 
     def kind(self, read: Read, problems: list[str]) -> Kind:
         check_scales(self.parts["SCB"], self._scales(read), problems)
-        return Kind("bitsandbytes, 8 bit", 8, self.shape[1])
+        return Kind("bitsandbytes, 8 bit", 8, self.shape[1], whole=True)
 
     def codes(self, read: Read) -> Codes | None:
         return Codes(8, read(self.parts["weight"]), self._scales(read), None, self.shape[1])

@@ -61,13 +61,14 @@ class Codes:
 @dataclass(frozen=True)
 class Kind:
     """How a matrix is quantised. label: for people. bits 0: only its floats are to be had (no even grid, or inputs that
-    share a scale are not neighbours); else 4 or 8, group_size inputs share a scale (all of them: k), zeros says
+    share a scale are not neighbours); else 4 or 8. group_size inputs share a scale; whole: all of them do. zeros:
     whether there are zero points other than the middle."""
 
     label: str
     bits: int = 0
     group_size: int = 0
     zeros: bool = False
+    whole: bool = False
 
 
 class QuantizedMatrix(ABC):

@@ -210,7 +210,7 @@ class _Matrix(QuantizedMatrix):
             return Kind(label)
         if bits == 4 and not half_holds(scales):
             return Kind(f"{label}, scales beyond float16")
-        return Kind(label, bits, group or self.shape[1], off)
+        return Kind(label, bits, group or self.shape[1], off, whole=not group)
 
     def codes(self, read: Read) -> Codes | None:
         scales, group = self._scales(read), self._weights.group_size or self.shape[1]

@@ -164,7 +164,7 @@ class _Matrix(QuantizedMatrix):
             return Kind(label)
         if self._scheme.bits == 4 and not half_holds(scales):
             return Kind(f"{label}, scales beyond float16")
-        return Kind(label, self._scheme.bits, group, zeros)
+        return Kind(label, self._scheme.bits, group, zeros, whole=group >= self.shape[1])
 
     def codes(self, read: Read) -> Codes | None:
         codes: NDArray[Any] = self._codes(read)
