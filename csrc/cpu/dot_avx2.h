@@ -40,7 +40,7 @@ PYLLM_INLINE I16 i_pairs(const I16& x, const I16& y) {
   return {_mm256_madd_epi16(x.lo, y.lo), _mm256_madd_epi16(x.hi, y.hi)};
 }
 PYLLM_INLINE F16 i_to_float(const I16& x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
-PYLLM_INLINE I16 i_nearest(const F16& x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
+PYLLM_INLINE I16 f_to_ints(const F16& x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
 PYLLM_INLINE I16 i_magnitude(const F16& x) {
   const __m256i mask = _mm256_set1_epi32(0x7fffffff);
   return {_mm256_and_si256(_mm256_castps_si256(x.lo), mask), _mm256_and_si256(_mm256_castps_si256(x.hi), mask)};

@@ -30,7 +30,7 @@ PYLLM_INLINE I16 i_right(const I16& x) {  // x / 2^N, rounded down
 // Lanes as pairs of int16: x[0] * y[0] + x[1] * y[1].
 PYLLM_INLINE I16 i_pairs(const I16& x, const I16& y) { return {_mm512_madd_epi16(x.v, y.v)}; }
 PYLLM_INLINE F16 i_to_float(const I16& x) { return {_mm512_cvtepi32_ps(x.v)}; }
-PYLLM_INLINE I16 i_nearest(const F16& x) { return {_mm512_cvtps_epi32(x.v)}; }  // ties to even
+PYLLM_INLINE I16 f_to_ints(const F16& x) { return {_mm512_cvtps_epi32(x.v)}; }  // ties to even
 // The bits of |x|: as integers they have the order of the magnitudes, NaN above infinity.
 PYLLM_INLINE I16 i_magnitude(const F16& x) {
   return {_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff))};

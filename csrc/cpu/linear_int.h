@@ -4,7 +4,8 @@
 // int8: every plane of a row is a row of its own ("line of activations") until the sums are finished. int4: sums of a
 // group of k become floats at its end, both planes together.
 #pragma once
-#include "cpu/linear_parts.h"
+#include "cpu/linear_blocks.h"
+#include "cpu/linear_finish.h"
 #include "cpu/quantise_rows.h"
 #include "kernels.h"
 

@@ -66,7 +66,7 @@ struct Integers {
   I16 q, high;
 };
 PYLLM_INLINE Integers integers(const F16& x, const F16& factor) {
-  const I16 q = i_nearest(f_mul(x, factor));
+  const I16 q = f_to_ints(f_mul(x, factor));
   return {q, i_right<8>(i_add(q, i_set(128)))};
 }
 PYLLM_INLINE I16 low_plane(const Integers& i) { return i_sub(i.q, i_left<8>(i.high)); }

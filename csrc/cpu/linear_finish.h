@@ -1,21 +1,10 @@
-// What the matmul kernels share: parts of loops, and the end of every output. Include a vec_*.h first.
+// What follows the sums of a matmul: bias, activation, gate, cap, scale and residual, on the way into y.
 #pragma once
 #include "cpu/math.h"
 #include "kernels.h"
 
 namespace pyllm {
 namespace {
-
-constexpr int kAhead = 4096;  // bytes that software prefetch into L2 runs ahead where one pass reads the weights
-
-// Register blocks stay functions: inlined into the loops around them they spill.
-#define PYLLM_APART __attribute__((noinline))
-
-// Parts as even as possible, so that no small and slow part is left over: the size of the next one.
-PYLLM_INLINE int next_part(int left, int most) {
-  const int parts = (left + most - 1) / most;
-  return (left + parts - 1) / parts;
-}
 
 PYLLM_INLINE F16 cap_and_scale(const LinearArgs& a, F16 s) {
   if (a.softcap > 0) s = f_mul(f_set(a.softcap), f_tanh(f_div(s, f_set(a.softcap))));
@@ -41,6 +30,14 @@ PYLLM_INLINE void finish_columns(const LinearArgs& a, int64_t row, int64_t colum
   s0 = cap_and_scale(a, s0);
   f_store(y, residual ? f_add(f_load(residual), s0) : s0);
   f_store(y + 16, residual ? f_add(f_load(residual + 16), s1) : s1);
+}
+
+void finish_rows(const LinearArgs& a, int panel, int row0, int rows, const float* c) {
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < kPanel; i += 32) {
+      const float* sums = c + r * kPanel + i;
+      finish_columns(a, row0 + r, int64_t(panel) * kPanel + i, f_load(sums), f_load(sums + 16));
+    }
 }
 
 }  // namespace
