@@ -56,7 +56,7 @@ def grid(
         if symmetric:
             high = np.maximum(-low, high)
             low = -high * (top + 1) / (top - 1)
-        scales[:, g] = ((high - low) / top).astype(np.float16)
+        scales[:, g] = np.maximum((high - low) / top, 2.0**-14).astype(np.float16)
         zeros[:, g] = (top + 1) // 2 if symmetric else np.clip(np.rint(-low / scales[:, g]), 0, top)
         codes[:, order == g] = np.clip(np.rint(part / scales[:, g, None]) + zeros[:, g, None], 0, top)
     return Grid(bits, codes, zeros, scales, order, group)

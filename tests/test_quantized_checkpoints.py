@@ -314,12 +314,16 @@ def test_a_weight_stored_in_both_ways_is_refused(tmp_path: Path) -> None:
 RECORDED = FIXTURES / "quantized"
 
 
+def recorded(label: str) -> dict[str, np.ndarray]:
+    with np.load(RECORDED / "tensors.npz") as arrays:
+        prefix = label + "/"
+        return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+
+
 @pytest.mark.parametrize("case", json.loads((RECORDED / "cases.json").read_text()), ids=lambda case: case["label"])
 def test_what_the_quantisers_themselves_wrote(case: dict[str, Any], tmp_path: Path) -> None:
     """One matrix in the layout that each library gave it, and the weights that it reads back from that."""
-    with np.load(RECORDED / "tensors.npz") as arrays:
-        prefix = case["label"] + "/"
-        content = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+    content = recorded(case["label"])
     wanted = content.pop("weights")
     save_file(content, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": case["config"]}))
@@ -328,3 +332,18 @@ def test_what_the_quantisers_themselves_wrote(case: dict[str, Any], tmp_path: Pa
         assert isinstance(view, QuantizedCheckpoint)
         assert view.names() == ["m.weight"]
         np.testing.assert_allclose(view.tensor("m.weight")[::5], wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_strange_states_of_bitsandbytes_give_typed_errors(tmp_path: Path) -> None:
+    content = recorded("bitsandbytes nf4 nested")
+    del content["weights"]
+    name = "m.weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(content[name].tobytes())
+    config = {"quantization_config": BNB | {"load_in_4bit": True}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for key in state:
+        for value in (None, True, -1, 0, 2**31 - 1, 10**400, float("nan"), "x", [], [1, 2**31 - 1], [64, -1], {}):
+            text = json.dumps(state | {key: value}).encode()
+            save_file(content | {name: np.frombuffer(text, np.uint8)}, tmp_path / "model.safetensors")
+            with open_checkpoint(tmp_path) as checkpoint, contextlib.suppress(CheckpointError):
+                quantized_view(checkpoint).tensor("m.weight")
