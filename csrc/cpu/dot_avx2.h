@@ -137,11 +137,5 @@ PYLLM_INLINE void store_acts(Act* to, const I16& x) {
 
 #endif
 
-PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* even, uint8_t* odd) {
-  const __m256i lo = half_line(p, 0), hi = half_line(p, 1);
-  i_store(even, {low_nibbles(lo), low_nibbles(hi)});
-  i_store(odd, {high_nibbles(lo), high_nibbles(hi)});
-}
-
 }  // namespace
 }  // namespace pyllm

@@ -116,12 +116,5 @@ PYLLM_INLINE void store_acts(Act* to, const I16& x) {
 
 #endif
 
-// Two lines of bytes, of even and of odd k, from a line of 4-bit codes.
-PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* even, uint8_t* odd) {
-  const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(0x0f);
-  _mm512_storeu_si512(even, _mm512_and_si512(v, mask));
-  _mm512_storeu_si512(odd, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
-}
-
 }  // namespace
 }  // namespace pyllm

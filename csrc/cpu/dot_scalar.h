@@ -110,10 +110,6 @@ PYLLM_INLINE void store_acts(Act* to, const I16& x) {
   i_store(lanes, x);
   for (int i = 0; i < 16; ++i) to[i] = Act(lanes[Nibbles ? i / 8 * 8 + i % 4 * 2 + i % 8 / 4 : i]);
 }
-PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* even, uint8_t* odd) {
-  i_store(even, codes_low(p).v);
-  i_store(odd, codes_high(p).v);
-}
 
 }  // namespace
 }  // namespace pyllm

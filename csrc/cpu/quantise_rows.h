@@ -71,8 +71,13 @@ PYLLM_INLINE Integers integers(const F16& x, const F16& factor) {
 }
 PYLLM_INLINE I16 low_plane(const Integers& i) { return i_sub(i.q, i_left<8>(i.high)); }
 
-PYLLM_INLINE F16 load_padded(const float* x, int64_t n) {  // zeros from n on
-  return n >= 16 ? f_load(x) : n > 0 ? f_load_n(x, int(n)) : f_zero();
+// step(i, floats i .. i + 15) over [begin, end), zeros from n on.
+template <class Step>
+PYLLM_INLINE void for_padded(const float* x, int64_t n, int64_t begin, int64_t end, Step step) {
+  int64_t i = begin;
+  for (const int64_t whole = n < end ? n : end; i + 16 <= whole; i += 16) step(i, f_load(x + i));
+  if (i < n && i < end) step(i, f_load_n(x + i, int(n - i))), i += 16;
+  for (; i < end; i += 16) step(i, f_zero());
 }
 
 // One row of int8 activations, planes `depth` apart.
@@ -80,17 +85,18 @@ template <int Planes>
 void quantise_bytes(const float* x, int64_t n, float factor, int64_t depth, Act* to, int32_t* starts) {
   const F16 by = f_set(factor);
   I16 sum = i_zero(), sum_high = i_zero();
-  for (int64_t i = 0; i < depth; i += 16) {
-    const Integers v = integers(load_padded(x + i, n - i), by);
-    sum = i_add(sum, v.q);
-    if constexpr (Planes == 2) {
-      sum_high = i_add(sum_high, v.high);
-      store_acts<false>(to + i, v.high);
-      store_acts<false>(to + depth + i, low_plane(v));
-    } else {
-      store_acts<false>(to + i, v.q);
-    }
-  }
+  for_padded(
+      x, n, 0, depth, [&](int64_t i, const F16& piece) __attribute__((always_inline)) {
+        const Integers v = integers(piece, by);
+        sum = i_add(sum, v.q);
+        if constexpr (Planes == 2) {
+          sum_high = i_add(sum_high, v.high);
+          store_acts<false>(to + i, v.high);
+          store_acts<false>(to + depth + i, low_plane(v));
+        } else {
+          store_acts<false>(to + i, v.q);
+        }
+      });
   const int32_t all = i_reduce_add(sum), high = i_reduce_add(sum_high);
   starts[0] = -128 * (Planes == 2 ? high : all);
   if (Planes == 2) starts[1] = -128 * (all - 256 * high);
@@ -102,18 +108,19 @@ void quantise_groups(const float* x, int64_t n, float factor, int64_t depth, int
   const F16 by = f_set(factor);
   for (int64_t g = 0; g < depth; g += group) {
     I16 sum = i_zero();
-    for (int64_t i = g; i < g + group; i += 16) {
-      const Integers v = integers(load_padded(x + i, n - i), by);
-      const I16 low = low_plane(v);
-      // The sums of 128 int8 are 16 bits wide: both planes are summed as one integer, 65536 * high + low.
-      sum = i_add(sum, zeros ? i_add(i_left<16>(v.high), low) : v.q);
-      if constexpr (sizeof(Act) == 1) {
-        store_acts<true>(to + i, v.high);
-        store_acts<true>(to + depth + i, low);
-      } else {
-        store_acts<true>(to + i, v.q);
-      }
-    }
+    for_padded(
+        x, n, g, g + group, [&](int64_t i, const F16& piece) __attribute__((always_inline)) {
+          const Integers v = integers(piece, by);
+          const I16 low = low_plane(v);
+          // The sums of 128 int8 are 16 bits wide: both planes are summed as one integer, 65536 * high + low.
+          sum = i_add(sum, zeros ? i_add(i_left<16>(v.high), low) : v.q);
+          if constexpr (sizeof(Act) == 1) {
+            store_acts<true>(to + i, v.high);
+            store_acts<true>(to + depth + i, low);
+          } else {
+            store_acts<true>(to + i, v.q);
+          }
+        });
     const int32_t all = i_reduce_add(sum);
     if (zeros) {
       const int32_t low = int16_t(all), high = (all - low) >> 16;
