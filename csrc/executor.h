@@ -9,6 +9,7 @@
 #include "arena.h"
 #include "kv_cache.h"
 #include "plan.h"
+#include "profile.h"
 #include "program.h"
 #include "step.h"
 #include "threads.h"
@@ -38,7 +39,10 @@ class Executor {
   Executor(Program program, int threads, const Kernels& kernels);
 
   // Loading. `parts` are the matrix's sources in order; bias[i] has as many floats as part i has rows (empty: none).
+  // Weights of float formats and floats that are quantised on the way: pack(); codes as they are: pack_codes(). Throws
+  // Error(array) for wrong shapes, and for values that the matrix's format cannot hold: it then counts as not loaded.
   void pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias);
+  void pack_codes(int matrix, const std::vector<CodeSource>& parts, const std::vector<const float*>& bias);
   void set_vector(int id, const float* values, int64_t n);
 
   // All packed weights, as equal programs lay them out, and reading them back from a file instead of packing: false,
@@ -50,9 +54,17 @@ class Executor {
   // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the
   // routine uses sources, the cache they are in. Thread-safe; callers take turns. Throws Error(array, prompt,
   // context_length) for a wrong batch or capture, before anything is changed.
-  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr);
+  // summary: for each output row and 64 columns their maximum and sum(exp(x - maximum)), [R, output_ld() / 64, 2];
+  // only where a linear that is not gated writes the output.
+  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr,
+           float* summary = nullptr);
+
+  // Times every op from now on, from zero; or no longer. times: by routine.
+  void profile(bool enable);
+  std::vector<RoutineTimes> times() const;
 
   const Program& program() const { return program_; }
+  Format format(int matrix) const { return checked_matrix(matrix).shape.format; }  // throws Error(array): no such
   const Routine& routine(int index) const;  // throws Error(array) when there is no such
   const Kernels& kernels() const { return kernels_; }
   int threads() const { return threads_; }
@@ -63,10 +75,14 @@ class Executor {
   const Arena& scratch() const { return scratch_; }
 
  private:
+  const Matrix& checked_matrix(int matrix) const;
+  template <class Parts>
+  void pack_parts(int matrix, const Parts& parts, const std::vector<const float*>& bias, Pool::Turn& turn);
   void reserve(int64_t rows, int64_t keys);
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
   size_t most_prepared(int rows) const;  // bytes of the prepared input of any linear
   size_t linear_work(int matrix, int64_t rows) const;
+  void check_summary(const Routine& routine) const;
   void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
   CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
 
@@ -92,6 +108,8 @@ class Executor {
   ScratchSizes sizes_{};
   std::unique_ptr<Counter[]> counters_;
   Step step_;
+  bool profiled_ = false;
+  std::vector<RoutineTimes> times_;  // by routine
 };
 
 }  // namespace pyllm

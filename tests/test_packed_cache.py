@@ -64,7 +64,8 @@ def _prefill(block: int) -> Batch:
 def test_restored_weights_give_the_same_bits_at_any_number_of_threads() -> None:
     packed = runner()
     path = packed_cache.keep(packed._executor, KEY)
-    assert path is not None and path.stat().st_size == packed_cache.DATA + packed._executor.packed().nbytes
+    assert path is not None
+    assert path.stat().st_size == packed_cache.DATA + packed._executor.packed().nbytes
     fresh = empty(packed)
     assert packed_cache.restore(fresh._executor, KEY)
     assert bytes(fresh._executor.packed()) == bytes(packed._executor.packed())
@@ -81,7 +82,7 @@ def test_a_damaged_file_is_not_used_and_is_removed(damage: str) -> None:
     if damage == "flip":
         content[packed_cache.DATA + len(content) // 3] ^= 1
     elif damage == "short":
-        del content[-1:]
+        del content[len(content) // 2 :]
     elif damage == "header":
         content[packed_cache.DATA - 4000] ^= 0xFF
         content[10] ^= 0xFF
@@ -130,7 +131,8 @@ def test_concurrent_writers_and_readers_see_whole_files() -> None:
 def test_the_least_recently_used_files_make_room(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     executor = runner()._executor
     first, second = (packed_cache.keep(executor, name * 64) for name in "ab")
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     os.utime(first, (1, 1))
     size = first.stat().st_size
     monkeypatch.setenv("PYLLM_PACKED_CACHE_GB", str(2.5 * size / 1e9))

@@ -16,11 +16,13 @@
       prefix##linear_scratch,     \
       prefix##linear_panels,      \
       pack_panel_rows,            \
+      pack_codes_rows,            \
       layer_norm,                 \
       rms_norm,                   \
       activate,                   \
       gate,                       \
       softmax,                    \
+      summarise,                  \
       rope,                       \
       kv_append,                  \
       attend_scratch,             \
