@@ -198,6 +198,13 @@ void Executor::check_caches(const Routine& r, const KvCache& cache, const KvCach
     throw Error(ErrorKind::array, "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
 }
 
+void Executor::check_summary(const Routine& r) const {
+  const Linear* last = std::get_if<Linear>(&r.ops.back());  // it writes the output
+  if (last == nullptr || program_.matrices[size_t(last->weight)].shape.gated)
+    throw Error(ErrorKind::array, text("[summary] the output of ", r.name,
+                                       " must be logits, got what no matrix gives; leave the summary out"));
+}
+
 // Arrays for what is wanted, once the batch is known to be right.
 CaptureTargets Executor::prepare_capture(const Routine& r, Capture& capture) const {
   const Batch& b = step_.batch();
@@ -227,14 +234,30 @@ CaptureTargets Executor::prepare_capture(const Routine& r, Capture& capture) con
   return targets;
 }
 
-void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture) {
+void Executor::profile(bool enable) {
+  Pool::Turn turn(Pool::instance());
+  profiled_ = enable;
+  if (!enable) return;
+  times_.clear();
+  for (const Routine& r : program_.routines) times_.push_back({std::vector<OpTime>(r.ops.size()), {}, {}});
+}
+
+std::vector<RoutineTimes> Executor::times() const {
+  Pool::Turn turn(Pool::instance());
+  return times_;
+}
+
+void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture,
+                   float* summary) {
   const Routine& r = routine(index);
   const auto& [plan, limits, group, cross_group] = routines_[size_t(index)];
   Pool::Turn turn(Pool::instance());
+  Stopwatch watch;
   if (missing_ != 0)
     throw Error(ErrorKind::array,
                 text("[run] ", missing_, " weights are not loaded; load every matrix and vector first"));
   check_caches(r, cache, cross);
+  if (summary) check_summary(r);
   step_.load(batch, cache, cross, limits);
   reserve(batch.rows, step_.longest());
   CaptureTargets targets;
@@ -246,6 +269,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
   const bool own_heads = few && (heads % threads_ == 0 || heads >= 4 * threads_);
   if (!own_heads) step_.divide(group, r.kv.heads, threads_);
   if (limits.cross == CrossUse::reads) step_.divide_cross(cross_group, program_.cross.heads, threads_);
+  RoutineTimes* times = profiled_ ? &times_[size_t(index)] : nullptr;
   const StepShared shared = {program_,
                              r,
                              plan,
@@ -262,8 +286,19 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
                              output_ld(index),
                              few,
                              own_heads,
-                             capture ? &targets : nullptr};
-  turn.run(threads_, [&](Team& team) { Worker(shared, sizes_, team).run(); });
+                             capture ? &targets : nullptr,
+                             summary,
+                             times};
+  turn.run(threads_, [&](Team& team) {
+    const bool timed = times && team.index == 0;
+    if (timed) times->setup.seconds += watch.lap();
+    Worker(shared, sizes_, team).run();
+    if (timed) watch.lap();
+  });
+  if (times == nullptr) return;
+  times->finish.waited += watch.lap();
+  times->setup.calls++;
+  times->finish.calls++;
 }
 
 }  // namespace pyllm

@@ -3,11 +3,13 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "arena.h"
 #include "kv_cache.h"
 #include "plan.h"
+#include "profile.h"
 #include "program.h"
 #include "step.h"
 #include "threads.h"
@@ -40,11 +42,23 @@ class Executor {
   void pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias);
   void set_vector(int id, const float* values, int64_t n);
 
+  // All packed weights, as equal programs lay them out, and reading them back from a file instead of packing: false,
+  // and nothing is loaded, where the bytes there are not those that had this checksum. Independent of threads.
+  uint64_t checksum() const;
+  bool restore(const std::string& file, int64_t offset, uint64_t checksum);
+
   // One step of one routine: appends keys and values to the cache and writes its output [R, output_ld()]. The same bits
   // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the
   // routine uses sources, the cache they are in. Thread-safe; callers take turns. Throws Error(array, prompt,
   // context_length) for a wrong batch or capture, before anything is changed.
-  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr);
+  // summary: for each output row and 64 columns their maximum and sum(exp(x - maximum)), [R, output_ld() / 64, 2];
+  // only where a linear that is not gated writes the output.
+  void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr,
+           float* summary = nullptr);
+
+  // Times every op from now on, from zero; or no longer. times: by routine.
+  void profile(bool enable);
+  std::vector<RoutineTimes> times() const;
 
   const Program& program() const { return program_; }
   const Routine& routine(int index) const;  // throws Error(array) when there is no such
@@ -61,6 +75,7 @@ class Executor {
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
   size_t most_prepared(int rows) const;  // bytes of the prepared input of any linear
   size_t linear_work(int matrix, int64_t rows) const;
+  void check_summary(const Routine& routine) const;
   void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
   CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
 
@@ -86,6 +101,8 @@ class Executor {
   ScratchSizes sizes_{};
   std::unique_ptr<Counter[]> counters_;
   Step step_;
+  bool profiled_ = false;
+  std::vector<RoutineTimes> times_;  // by routine
 };
 
 }  // namespace pyllm

@@ -8,6 +8,7 @@ namespace pyllm {
 namespace {
 
 constexpr int kChunkRows = 192;  // rows of a matmul of part of a row: what is gathered or prepared stays in the caches
+constexpr int64_t kSummaryFloats = 1 << 16;  // 256 KB of outputs: within the second-level cache
 
 }  // namespace
 
@@ -30,16 +31,41 @@ Worker::Worker(const StepShared& shared, const ScratchSizes& sizes, Team& team)
 }
 
 void Worker::run() {
-  for (const Phase& phase : s_.few ? s_.plan.few : s_.plan.many) {
+  const std::vector<Phase>& phases = s_.few ? s_.plan.few : s_.plan.many;
+  if (s_.times && team_.index == 0) return run_timed(phases);
+  for (const Phase& phase : phases) {
     if (phase.barrier) team_.barrier();
-    const Op& op = r_.ops[size_t(phase.op)];
-    if (phase.kind == Phase::Kind::prepare) {
-      prepare(std::get<Linear>(op));
-    } else {
-      std::visit([&](const auto& o) { apply(o, phase); }, op);
-      if (s_.capture) capture(phase);
-    }
+    run(phase);
   }
+}
+
+void Worker::run(const Phase& phase) {
+  const Op& op = r_.ops[size_t(phase.op)];
+  if (phase.kind == Phase::Kind::prepare) {
+    prepare(std::get<Linear>(op));
+  } else {
+    std::visit([&](const auto& o) { apply(o, phase); }, op);
+    if (s_.capture) capture(phase);
+  }
+}
+
+void Worker::run_timed(const std::vector<Phase>& phases) {
+  for (const Phase& phase : phases) {
+    if (phase.barrier) barrier();  // waiting is the fault of what came before
+    now_ = &s_.times->ops[size_t(phase.op)];
+    run(phase);
+    now_->seconds += watch_.lap();
+    if (phase.kind != Phase::Kind::whole) continue;
+    now_->calls++;
+    now_->bytes += bytes_read(p_, r_, r_.ops[size_t(phase.op)], s_.step);
+    watch_.lap();
+  }
+}
+
+void Worker::barrier() {
+  if (now_) now_->seconds += watch_.lap();
+  team_.barrier();
+  if (now_) now_->waited += watch_.lap();
 }
 
 void Worker::clear_padding(int id, float* y) const {
@@ -167,7 +193,23 @@ void Worker::apply(const Linear& o, const Phase& phase) {
   a.scale = o.scale;
   a.softcap = o.softcap;
   const Team::Range panels = team_.part(matrix(o.weight).panels());
-  if (panels.begin < panels.end) k_.linear(a, int(panels.begin), int(panels.end), work_);
+  if (panels.begin >= panels.end) return;
+  if (s_.summary && o.out == r_.output) linear_with_summary(a, panels);
+  else k_.linear(a, int(panels.begin), int(panels.end), work_);
+}
+
+// So many panels at a time that their outputs are still in the cache when they are summarised.
+void Worker::linear_with_summary(const LinearArgs& a, Team::Range panels) {
+  const int64_t width = buffer(r_.output).cols, all = round_up(width, kPanel) / kPanel;
+  const int64_t each = std::max<int64_t>(kSummaryFloats / kPanel / a.m, 4);
+  for (int64_t p = panels.begin, end; p < panels.end; p = end) {
+    end = std::min(p + each, panels.end);
+    k_.linear(a, int(p), int(end), work_);
+    for (int64_t r = 0; r < a.m; r++)
+      for (int64_t i = p; i < end; i++)
+        k_.summarise(a.y + r * a.y_ld + i * kPanel, std::min<int64_t>(kPanel, width - i * kPanel),
+                     s_.summary + (r * all + i) * 2);
+  }
 }
 
 void Worker::apply(const Select& o, const Phase&) {
@@ -185,10 +227,10 @@ void Worker::capture(const Phase& phase) {
   if (to == nullptr) return;
   const int out = writes(r_.ops[size_t(phase.op)]);
   const int64_t cols = buffer(out).cols;
-  team_.barrier();
+  barrier();
   const Team::Range mine = my_rows(count(out));
   for (int64_t r = mine.begin; r < mine.end; r++) std::memcpy(to + r * cols, row(out, r), size_t(cols) * sizeof(float));
-  team_.barrier();
+  barrier();
 }
 
 }  // namespace pyllm

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "plan.h"
+#include "profile.h"
 #include "program.h"
 #include "step.h"
 #include "threads.h"
@@ -41,6 +42,8 @@ struct StepShared {
   bool few;        // at most kFewRows rows, and nothing to capture
   bool own_heads;  // each worker rotates, appends and attends the heads it owns, without a barrier between
   const CaptureTargets* capture;  // nullptr: nothing
+  float* summary;                 // of the output [R, panels, 2] (Kernels::summarise), nullptr: not wanted
+  RoutineTimes* times;            // where worker 0 adds its times, nullptr: nowhere
 };
 
 // Scratch of one worker: consecutive parts, in bytes.
@@ -64,6 +67,9 @@ class Worker {
   static int chunk_rows(int64_t rows);
 
  private:
+  void run(const Phase& phase);
+  void run_timed(const std::vector<Phase>& phases);
+  void barrier();
   const Buffer& buffer(int id) const { return r_.buffers[size_t(id)]; }
   const MatrixShape& matrix(int id) const { return p_.matrices[size_t(id)].shape; }
   int64_t count(int id) const { return buffer(id).rows == Rows::T ? b_.rows : b_.logits; }
@@ -95,6 +101,7 @@ class Worker {
   void norm_row(const Norm& o, int64_t r, float* y) const;
   void fill_normed(const Phase& phase, int64_t rows);
   LinearArgs linear_args(int matrix, int m) const;
+  void linear_with_summary(const LinearArgs& a, Team::Range panels);
   // Bytes of the prepared form of up to `rows` rows.
   static size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs);
 
@@ -129,6 +136,8 @@ class Worker {
   float* bias_;
   uint8_t* local_;
   uint8_t* work_;
+  Stopwatch watch_;
+  OpTime* now_ = nullptr;  // of the op at hand, nullptr: not timed
 };
 
 }  // namespace pyllm

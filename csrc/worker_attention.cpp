@@ -26,7 +26,7 @@ void Worker::apply(const Attention& o, const Phase& phase) {
     const Piece& piece = pieces[size_t(i) % pieces.size()];
     append(o, int(i / int64_t(pieces.size())), piece.sequence, piece.row0, piece.row1);
   }
-  team_.barrier();
+  barrier();
   const std::vector<AttendTask>& tasks = s_.step.tasks();
   const int64_t all = int64_t(tasks.size()) * heads;
   std::atomic<int64_t>& next = s_.counters[phase.counter].next;

@@ -223,11 +223,14 @@ void Worker::apply(const Experts& o, const Phase& phase) {
   } else {
     const Team::Range mine = my_rows(rows);
     route(o, mine.begin, mine.end, work);
-    team_.barrier();
+    barrier();
   }
   sort_rows(o, rows, work);
   expert_hidden(o, phase, work);
-  team_.barrier();
+  if (now_)
+    work.for_chosen(
+        o, rows, [&](const Expert& e) { now_->bytes += double(matrix(e.gate_up).bytes() + matrix(e.down).bytes()); });
+  barrier();
   expert_outputs(o, work);
 }
 

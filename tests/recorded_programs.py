@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner
+from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner, Summary
 from pyllm.program.network import Network
 from pyllm.program.program import NormSlice, Program
 from pyllm.program.recorder import Recorder
@@ -226,7 +226,11 @@ class Steps:
         return self._run(batch, cache, "encode", capture)
 
     def step(
-        self, texts: dict[str, Sequence[int]], sources: Sequence[str] = (), capture: Capture | None = None
+        self,
+        texts: dict[str, Sequence[int]],
+        sources: Sequence[str] = (),
+        capture: Capture | None = None,
+        summary: Summary | None = None,
     ) -> list[np.ndarray]:
         """Output rows of the next ids of some texts, whose sources are those of these names."""
         cache = self.caches["step"]
@@ -240,10 +244,12 @@ class Steps:
         if sources:
             batch.cross_table = _table([self.sources[name][0] for name in sources])
             batch.cross_context = np.array([self.sources[name][1] for name in sources], np.int32)
-        return self._run(batch, cache, "step", capture)
+        return self._run(batch, cache, "step", capture, summary)
 
-    def _run(self, batch: Batch, cache: Any, program: str, capture: Capture | None) -> list[np.ndarray]:
-        out = self.runner.run(batch, cache, program=program, cross=self.cross, capture=capture)
+    def _run(
+        self, batch: Batch, cache: Any, program: str, capture: Capture | None, summary: Summary | None = None
+    ) -> list[np.ndarray]:
+        out = self.runner.run(batch, cache, program=program, cross=self.cross, capture=capture, summary=summary)
         return np.split(np.array(out), batch.starts[1:-1])
 
 

@@ -29,9 +29,10 @@ from recorded_programs import (
 from pyllm.devices.cpu import CpuRunner
 from pyllm.devices.reference import ReferenceRunner
 from pyllm.errors import ArrayError, PromptError
-from pyllm.program.batch import Batch, Capture
+from pyllm.program.batch import Batch, Capture, Summary
+from pyllm.program.listing import op_name
 from pyllm.program.network import Network, as_network
-from pyllm.program.program import Attention, CrossAttention, StoreCross
+from pyllm.program.program import Attention, CrossAttention, Linear, StoreCross
 from pyllm.program.recorder import Recorder
 from pyllm.program.tensors import Disentangled
 
@@ -166,6 +167,71 @@ def test_captures(name: str, dtype: str) -> None:
         for one, other in zip(found.weights[op], expected.weights[op], strict=True):
             assert_near(one, other, dtype, op)
             assert np.array_equal(one == 0, other == 0)  # hidden keys, and no others
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_summaries(dtype: str, isa: str) -> None:
+    """Maxima and sums of every 64 logits; the same bits whatever the threads and neighbours, and the same logits."""
+    texts = {"a": some_ids(70, 1), "b": some_ids(2, 2), "c": [3]}
+    for threads in (1, 2, 3):
+        runner, summary = make("decoder", dtype, threads, isa), Summary()
+        logits = Steps(runner).step(texts, summary=summary)
+        rows = np.concatenate(logits)
+        assert summary.blocks.shape == (73, -(-VOCAB // 64), 2)
+        for i in range(summary.blocks.shape[1]):
+            block = rows[:, 64 * i : 64 * i + 64].astype(np.float64)
+            highest = block.max(axis=1, keepdims=True)
+            np.testing.assert_array_equal(summary.blocks[:, i, 0], highest[:, 0])
+            np.testing.assert_allclose(summary.blocks[:, i, 1], np.exp(block - highest).sum(axis=1), rtol=1e-6)
+        blocks = summary.blocks.copy()
+        np.testing.assert_array_equal(np.concatenate(Steps(runner).step(texts)), rows)
+        Steps(runner).step({"b": texts["b"]}, summary=summary)
+        np.testing.assert_array_equal(summary.blocks, blocks[70:72])
+        if threads == 1:
+            expected = blocks
+        np.testing.assert_array_equal(blocks, expected)
+
+
+def test_summaries_of_the_oracle() -> None:
+    found, expected = Summary(), Summary()
+    for runner, summary in ((make("decoder", "float32"), found), (make_reference("decoder", "float32"), expected)):
+        Steps(runner).step({"a": some_ids(5, 1)}, summary=summary)
+    np.testing.assert_allclose(found.blocks, expected.blocks, rtol=1e-4, atol=1e-4)
+
+
+def test_only_logits_are_summarised() -> None:
+    runner = make("encoder-decoder", "float32")
+    batch = Batch(*(np.array(x, np.int32) for x in ([1], [0], [0, 1], [1], [[0]], [0])))
+    cache = runner.new_cache("encode")
+    cache.allocate()
+    with pytest.raises(ArrayError, match=r"summary.*encode"):
+        runner.run(batch, cache, program="encode", summary=Summary())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_timings(name: str) -> None:
+    """Every operation of the steps that were timed, as often as it ran, with the bytes it read; none when off."""
+    runner = make(name, "bfloat16")
+    assert runner.timings() == []
+    expected = whole_story(runner)
+    runner.profile(True)
+    for one, other in zip(whole_story(runner), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    runner.profile(False)
+    timings = runner.timings()
+    whole_story(runner)
+    assert runner.timings() == timings
+    for kind, program in runner.network.programs.items():
+        found = {timing.op: timing for timing in timings if timing.program == kind}
+        assert found["set-up"].calls == found["finish"].calls == (2 if kind == "encode" else 5)
+        for op in program.ops:
+            timing = found.pop(op_name(op))
+            assert 0 <= timing.seconds < 60
+            assert 0 <= timing.waited < 60
+            assert timing.calls <= 5
+            if isinstance(op, Linear):
+                assert timing.bytes == timing.calls * (timing.bytes // timing.calls) > 0
+        assert set(found) == {"set-up", "finish"}
 
 
 def test_captures_by_unknown_names_are_refused() -> None:

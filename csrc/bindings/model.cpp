@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <tuple>
 
 #include "common.h"
 #include "errors.h"
@@ -66,24 +67,27 @@ py::array_t<float> array_of(Array array) {
   return py::array_t<float>(shape, data, owner);
 }
 
-// (output, values, weights): the last two are lists in the order asked for.
+// (output, values, weights, summary): values and weights are lists in the order asked for; summary None: not wanted.
 py::tuple run(Executor& executor, int routine, const py::array& ids, const py::array& positions,
               const py::array& starts, const py::array& context, const py::array& block_table,
               const py::array& logit_rows, KvCache& cache, const py::object& token_types, KvCache* cross,
               const py::object& cross_table, const py::object& cross_context, std::vector<int> buffers,
-              std::vector<int> attentions) {
+              std::vector<int> attentions, bool summarise) {
   Batch b = batch_of(ids, positions, starts, context, block_table, logit_rows);
   add_optional(b, token_types, cross_table, cross_context);
   const int64_t cols = executor.output_cols(routine), ld = executor.output_ld(routine);
-  auto holder = std::make_unique<std::shared_ptr<Arena>>(cache.output(size_t(b.logits * ld) * sizeof(float)));
-  float* output = reinterpret_cast<float*>((*holder)->data());
+  const int64_t outputs = b.logits * ld, panels = ld / kPanel, sums = summarise ? b.logits * panels * 2 : 0;
+  const std::shared_ptr<Arena> held = cache.output(size_t(outputs + sums) * sizeof(float));
+  float* output = reinterpret_cast<float*>(held->data());
+  float* summary = summarise ? output + outputs : nullptr;
   Capture capture{std::move(buffers), std::move(attentions), {}, {}};
   const bool captures = !capture.buffers.empty() || !capture.attentions.empty();
   {
     py::gil_scoped_release nogil;
-    executor.run(routine, b, cache, cross, output, captures ? &capture : nullptr);
+    executor.run(routine, b, cache, cross, output, captures ? &capture : nullptr, summary);
   }
-  const py::capsule owner(holder.release(), [](void* p) { delete static_cast<std::shared_ptr<Arena>*>(p); });
+  const py::capsule owner(new std::shared_ptr<Arena>(held),
+                          [](void* p) { delete static_cast<std::shared_ptr<Arena>*>(p); });
   const py::array_t<float> out({b.logits, cols}, {ld * int64_t(sizeof(float)), int64_t(sizeof(float))}, output, owner);
   py::list values, weights;
   for (Array& value : capture.values) values.append(array_of(std::move(value)));
@@ -92,7 +96,22 @@ py::tuple run(Executor& executor, int routine, const py::array& ids, const py::a
     for (Array& sequence : op) sequences.append(array_of(std::move(sequence)));
     weights.append(sequences);
   }
-  return py::make_tuple(out, values, weights);
+  py::object blocks = py::none();
+  if (summarise) blocks = py::array_t<float>({b.logits, panels, int64_t(2)}, summary, owner);
+  return py::make_tuple(out, values, weights, blocks);
+}
+
+// For each routine its ops in order, then what comes before and after them: (calls, seconds, seconds waited, bytes).
+std::vector<std::vector<std::tuple<int64_t, double, double, double>>> timings(const Executor& executor) {
+  std::vector<std::vector<std::tuple<int64_t, double, double, double>>> all;
+  for (const RoutineTimes& routine : executor.times()) {
+    all.emplace_back();
+    const auto add = [&](const OpTime& t) { all.back().emplace_back(t.calls, t.seconds, t.waited, t.bytes); };
+    for (const OpTime& op : routine.ops) add(op);
+    add(routine.setup);
+    add(routine.finish);
+  }
+  return all;
 }
 
 py::dict memory(const Executor& executor) {
@@ -130,6 +149,19 @@ void bind_executor(py::module_& m) {
           },
           py::arg("id"), py::arg("values"))
       .def(
+          "packed",
+          [](const Executor& executor) {
+            const Arena& weights = executor.weights();
+            return py::memoryview::from_memory(static_cast<const void*>(weights.data()), py::ssize_t(weights.size()));
+          },
+          py::keep_alive<0, 1>(), "All packed weights, read-only: what restore() takes.")
+      .def("checksum", &Executor::checksum, py::call_guard<py::gil_scoped_release>(), "64 bits of the packed weights.")
+      .def("restore", &Executor::restore, py::arg("file"), py::arg("offset"), py::arg("checksum"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Reads what packed() gave of an executor of an equal program, instead of packing; False, with nothing "
+           "loaded, "
+           "where the bytes are not there or have another checksum.")
+      .def(
           "new_cache",
           [](const Executor& executor, int routine, size_t max_bytes) {
             return std::make_shared<KvCache>(executor.routine(routine).kv, max_bytes);
@@ -149,10 +181,15 @@ void bind_executor(py::module_& m) {
           py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"), py::arg("token_types") = py::none(),
           py::arg("cross") = py::none(), py::arg("cross_table") = py::none(), py::arg("cross_context") = py::none(),
           py::arg("buffers") = std::vector<int>{}, py::arg("attentions") = std::vector<int>{},
+          py::arg("summary") = false,
           "One step (pyllm.program.batch.Batch): its output float32 [R, n], a view of the cache's buffer that its next "
           "step overwrites; copies of the buffers asked for; for each attention asked for (by its output) its weights "
-          "[heads, rows, keys] of every sequence. Raises ArrayError, PromptError, ContextLengthError, "
+          "[heads, rows, keys] of every sequence; the summary of the output [R, ceil(n / 64), 2] or None. Raises "
+          "ArrayError, PromptError, ContextLengthError, "
           "OutOfMemoryError; the caches are then unchanged.")
+      .def("profile", &Executor::profile, py::arg("enable"), "Times every op from now on, from zero; or no longer.")
+      .def("timings", &timings,
+           "For each routine, for each op, then before and after them: (calls, s, s waited, bytes).")
       .def("memory", &memory, "(bytes, bytes of those on huge pages now) of weights, activations and scratch.")
       .def_property_readonly("num_threads", &Executor::threads)
       .def_property_readonly("isa", [](const Executor& executor) { return executor.kernels().name; });

@@ -101,12 +101,28 @@ inline void gate(Activation a, int64_t n, const float* g, const float* u, float*
   });
 }
 
-inline void softmax(int64_t n, float* x) {
+inline float maximum(const float* x, int64_t n) {
   const F16 lowest = f_set(-__builtin_inff());
-  F16 highest = lowest, sum = f_zero();
+  F16 highest = lowest;
   for_pieces(
       n, [&](int64_t i, int lanes) { highest = f_max(highest, keep_lanes(load_piece(x + i, lanes), lanes, lowest)); });
-  const F16 top = f_set(f_reduce_max(highest));
+  return f_reduce_max(highest);
+}
+
+inline void summarise(const float* x, int64_t n, float* max_and_sum) {
+  const float highest = maximum(x, n);
+  const F16 top = f_set(highest);
+  F16 sum = f_zero();
+  for_pieces(n, [&](int64_t i, int lanes) {
+    sum = f_add(sum, keep_lanes(f_exp(f_sub(load_piece(x + i, lanes), top)), lanes, f_zero()));
+  });
+  max_and_sum[0] = highest;
+  max_and_sum[1] = f_reduce_add(sum);
+}
+
+inline void softmax(int64_t n, float* x) {
+  const F16 top = f_set(maximum(x, n));
+  F16 sum = f_zero();
   for_pieces(n, [&](int64_t i, int lanes) {
     const F16 p = keep_lanes(f_exp(f_sub(load_piece(x + i, lanes), top)), lanes, f_zero());
     sum = f_add(sum, p);

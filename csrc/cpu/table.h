@@ -21,6 +21,7 @@
       activate,                   \
       gate,                       \
       softmax,                    \
+      summarise,                  \
       rope,                       \
       kv_append,                  \
       attend_scratch,             \

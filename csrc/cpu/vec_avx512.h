@@ -88,6 +88,10 @@ PYLLM_INLINE F16 f_bf16_load(const void* p) { return widen_bf16(_mm256_loadu_si2
 PYLLM_INLINE F16 f_f16_load(const void* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
+// Rounds to nearest even and writes 16 contiguous half floats.
+PYLLM_INLINE void f_f16_store(void* p, const F16& x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 // To nearest even, denormals to zero, NaN stays NaN, whatever MXCSR says; one instruction with AVX512_BF16.
 PYLLM_INLINE __m256i narrow_bf16(__m512 x) {
 #ifdef __AVX512BF16__

@@ -164,6 +164,22 @@ PYLLM_INLINE F16 f_f16_load(const void* p) {
   }
   return f_load(f);
 }
+// Rounds to nearest even and writes 16 contiguous half floats.
+PYLLM_INLINE void f_f16_store(void* p, const F16& x) {
+  uint32_t u[16];
+  uint16_t h[16];
+  std::memcpy(u, &x, sizeof u);
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t sign = (u[i] >> 16) & 0x8000u, magnitude = u[i] & 0x7fffffffu;
+    uint32_t half = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
+    if (magnitude >= 0x47800000u) half = 0x7c00u;
+    if (magnitude > 0x7f800000u) half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+    if (magnitude < 0x38800000u)  // a denormal half: in units of 2^-24, which are those of the last place at 0.5
+      half = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
+    h[i] = uint16_t(sign | half);
+  }
+  std::memcpy(p, h, sizeof h);
+}
 // Rounded to bf16 (nearest, ties to even; denormals to zero; NaN stays NaN), still as floats.
 PYLLM_INLINE F16 f_round_bf16(const F16& x) {
   return f_map(x, [](V4 p) {

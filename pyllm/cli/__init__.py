@@ -27,6 +27,7 @@ COMMANDS = {
     "score": "score",
     "inspect": "inspect",
     "verify": "verify",
+    "bench": "bench",
     "doctor": "doctor",
 }
 

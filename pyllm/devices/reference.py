@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutOfMemoryError
-from ..program.batch import Batch, Capture, KvCache
+from ..program.batch import SUMMARY_COLUMNS, Batch, Capture, KvCache, Summary
 from ..program.interpreter import Interpreter, KeyValues, Tensors
 from ..program.network import Network, as_network
 from ..program.program import Program
@@ -100,6 +100,7 @@ class ReferenceRunner:
         program: str = "step",
         cross: KvCache | None = None,
         capture: Capture | None = None,
+        summary: Summary | None = None,
     ) -> NDArray[np.float32]:
         """One step; output float32 [R, n], a fresh array."""
         for given in (cache, cross):
@@ -115,4 +116,17 @@ class ReferenceRunner:
             capture.weights = {
                 name: [rows.astype(np.float32) for rows in (weights or {})[name]] for name in capture.attentions
             }
-        return trace[interpreter.program.output.name].astype(np.float32)
+        output = trace[interpreter.program.output.name]
+        if summary is not None:
+            summary.blocks = _summarised(output)
+        return output.astype(np.float32)
+
+
+def _summarised(logits: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Summary.blocks of logits [R, n]."""
+    rows, n = logits.shape
+    padded = np.full((rows, -(-n // SUMMARY_COLUMNS) * SUMMARY_COLUMNS), -np.inf)
+    padded[:, :n] = logits
+    blocks = padded.reshape(rows, -1, SUMMARY_COLUMNS)
+    highest = blocks.max(axis=2)
+    return np.stack([highest, np.exp(blocks - highest[:, :, None]).sum(axis=2)], axis=2).astype(np.float32)

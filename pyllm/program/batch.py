@@ -53,6 +53,20 @@ class Capture:
     weights: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
 
+@dataclass
+class Summary:
+    """What a search needs of logits without reading them all: pass one to a step, read it afterwards.
+
+    blocks  float32 [R, ceil(n / 64), 2]: of columns 64 * b .. 64 * b + 63 of each output row (of logits as the program
+            gives them, before any filter) the maximum, and sum(exp(x - maximum)). The next step may reuse the array.
+    """
+
+    blocks: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
+
+
+SUMMARY_COLUMNS = 64  # columns in one block of a summary (kPanel in csrc/kernels.h)
+
+
 class KvCache(Protocol):
     """Paged key/value storage of one session. Blocks are reference-counted; ids are small integers."""
 
@@ -99,6 +113,8 @@ class Runner(Protocol):
         program: str = "step",
         cross: KvCache | None = None,
         capture: Capture | None = None,
+        summary: Summary | None = None,
     ) -> NDArray[np.float32]:
         """One step of one program ("step" or "encode"); its output float32 [R, n]. The next run with the same cache may
-        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table."""
+        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. `summary`: its blocks are set;
+        only for programs whose output a linear gives, as logits are."""

@@ -41,12 +41,19 @@ def listing(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
+def op_name(op: Op) -> str:
+    """Of the buffer that it writes; the cross cache stands where the others have theirs."""
+    if not isinstance(op, StoreCross):
+        return op.out.name
+    layer = _layer_of(op.kv.name)
+    return f"{layer}.cross" if layer else "cross"
+
+
 def _row(op: Op) -> tuple[str, str, str]:
     """(name, shape, call)"""
-    if isinstance(op, StoreCross):  # writes no buffer: the cross cache stands where the others have theirs
-        layer = _layer_of(op.kv.name)
-        return f"{layer}.cross" if layer else "cross", "", f"store({op.kv.name}, cross cache {op.layer})"
-    return op.out.name, _shape(op.out), _call(op)
+    if isinstance(op, StoreCross):
+        return op_name(op), "", f"store({op.kv.name}, cross cache {op.layer})"
+    return op_name(op), _shape(op.out), _call(op)
 
 
 def _header(program: Program) -> str:

@@ -1,4 +1,6 @@
 // Norms, softmax, activations and rotary embedding of every kernel table against double references.
+#include <algorithm>
+
 #include "kernel_test.h"
 
 namespace pyllm {
@@ -97,6 +99,20 @@ TEST(Rows, Softmax) {
       worst.see(y[i], want, kEpsilon * (double(n) / 16 + 16) * want + 1e-37, i);
     }
     EXPECT_TRUE(worst.good()) << worst.text();
+    return y;
+  });
+}
+
+TEST(Rows, Summary) {
+  for_each_table([&](const Kernels& k, int64_t n) {
+    const auto x = random_row(n, 8, 8.0f, -300.0f);
+    std::vector<float> y(2);
+    k.summarise(x.data(), n, y.data());
+    double sum = 0;
+    const float top = *std::max_element(x.begin(), x.end());
+    for (float v : x) sum += std::exp(double(v) - top);
+    EXPECT_EQ(y[0], top);
+    EXPECT_NEAR(y[1], sum, kEpsilon * (double(n) / 16 + 16) * sum);
     return y;
   });
 }

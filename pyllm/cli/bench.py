@@ -1,0 +1,194 @@
+"""`pyllm bench`: how fast a model runs here, beside what the machine's memory allows; with --profile op by op."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+import numpy as np
+
+from .. import _C
+from ..engine.encoder_model import EncoderModel
+from ..engine.model import Model
+from ..errors import InvalidOptionError
+from . import options
+
+RUNS = 3  # timed calls a figure, after one that is not
+
+
+@click.command()
+@click.argument("model", default="default")
+@click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a prompt or text.")
+@click.option("--new", type=click.IntRange(2), default=64, show_default=True, help="Tokens generated for each.")
+@click.option("--batch", "batches", type=click.IntRange(1), multiple=True, default=(1, 8), help="Texts run together.")
+@click.option("--beams", type=click.IntRange(1), default=1, show_default=True, help="Beams of the search.")
+@click.option("--profile", is_flag=True, help="Show where the time of the last measurement went, op by op.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@options.loading
+def bench(
+    model: str,
+    prompt: int,
+    new: int,
+    batches: tuple[int, ...],
+    beams: int,
+    profile: bool,
+    as_json: bool,
+    **loading: Any,
+) -> None:
+    """Measure MODEL (a folder or Hub id) on random tokens: tokens a second of prompts, of generation, or of encoding.
+
+    Figures are medians. "of bandwidth" compares a decoding step with reading every weight once at the speed at which
+    this machine reads as many bytes.
+    """
+    start = time.perf_counter()
+    with options.load(model, **loading) as loaded:
+        seconds = time.perf_counter() - start
+        report: dict[str, Any] = {"load_seconds": round(seconds, 3), **_about(loaded), "measured": []}
+        runner: Any = loaded.runner
+        for batch in batches:
+            texts = _random_texts(loaded, batch, prompt)
+            if isinstance(loaded, EncoderModel):
+                report["measured"].append(_encoding(loaded, texts))
+            else:
+                report["measured"].append(_generation(loaded, texts, new, beams, report["read_gbs"]))
+        if profile:
+            report["profile"] = _profile(runner, _last_call(loaded, texts, new, beams))
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        _show(report)
+
+
+def _about(model: Model) -> dict[str, Any]:
+    held = model.memory_report()
+    weights = held.get("weights", 0)
+    threads = getattr(model.runner, "num_threads", 1)
+    return {
+        "kind": model.network.kind,
+        "dtype": model.dtype,
+        "quantization": getattr(model, "quantization", None),
+        "isa": getattr(model.runner, "isa", None),
+        "threads": threads,
+        "weight_bytes": weights,
+        "read_gbs": round(_C.read_bandwidth(max(weights, 1 << 20), threads) / 1e9, 1) if weights else None,
+    }
+
+
+def _random_texts(model: Model, batch: int, prompt: int) -> list[list[int]]:
+    """Seeded, without the first few ids, which are often special."""
+    vocabulary = model.network.main.vocab_size
+    generator = np.random.default_rng(0)
+    return [generator.integers(min(100, vocabulary // 2), vocabulary, prompt).tolist() for _ in range(batch)]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    call()
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _generate(model: Any, texts: list[list[int]], new: int, beams: int) -> Callable[[], Any]:
+    fixed = {"max_new_tokens": new, "min_new_tokens": new, "eos_token_id": [], "do_sample": False, "num_beams": beams}
+    return lambda: model.generate(texts, **fixed)
+
+
+def _generation(model: Any, texts: list[list[int]], new: int, beams: int, read_gbs: float | None) -> dict[str, Any]:
+    first = _seconds(_generate(model, texts, 1, beams))
+    whole = _seconds(_generate(model, texts, new, beams))
+    step = (whole - first) / (new - 1)
+    figures: dict[str, Any] = {
+        "batch": len(texts),
+        "prompt_tokens_per_second": round(sum(map(len, texts)) / first, 1),
+        "new_tokens_per_second": round(len(texts) / step, 1),
+        "first_token_seconds": round(first, 4),
+        "step_milliseconds": round(1e3 * step, 3),
+    }
+    if read_gbs and model.network.kind == "decoder":
+        figures["of_bandwidth"] = round(model.memory_report()["weights"] / (1e9 * read_gbs) / step, 3)
+    return figures
+
+
+def _encoding(model: EncoderModel, texts: list[list[int]]) -> dict[str, Any]:
+    seconds = _seconds(lambda: model.forward(texts, output="hidden"))
+    return {
+        "batch": len(texts),
+        "texts_per_second": round(len(texts) / seconds, 1),
+        "tokens_per_second": round(sum(map(len, texts)) / seconds, 1),
+        "milliseconds": round(1e3 * seconds, 3),
+    }
+
+
+def _last_call(model: Any, texts: list[list[int]], new: int, beams: int) -> Callable[[], Any]:
+    if isinstance(model, EncoderModel):
+        return lambda: model.forward(texts, output="hidden")
+    return _generate(model, texts, new, beams)
+
+
+def _profile(runner: Any, call: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Raises InvalidOptionError for a device that keeps no times."""
+    if not hasattr(runner, "profile"):
+        raise InvalidOptionError("[bench] --profile needs the cpu device, this one keeps no times; use --device cpu")
+    runner.profile(True)
+    call()
+    timings = [dict(record) for record in runner.timings()]
+    runner.profile(False)
+    return timings
+
+
+def _show(report: dict[str, Any]) -> None:
+    form = report["quantization"] or report["dtype"]
+    click.echo(
+        f"{report['kind']}, {form}, {report['isa']}, {report['threads']} threads, "
+        f"{report['weight_bytes'] / 1e6:,.0f} MB of weights, loaded in {report['load_seconds']:.2f} s"
+    )
+    if report["read_gbs"]:
+        click.echo(f"this machine reads as many bytes at {report['read_gbs']} GB/s")
+    for line in _table(report["measured"]):
+        click.echo(line)
+    if "profile" in report:
+        click.echo("")
+        for line in _table(_by_share(report["profile"])):
+            click.echo(line)
+
+
+def _by_share(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    total = sum(record["seconds"] for record in timings) or 1.0
+    rows = []
+    for record in sorted(timings, key=lambda record: -record["seconds"]):
+        seconds, calls = record["seconds"], record["calls"]
+        rate = record.get("bytes", 0) / seconds / 1e9 if seconds else 0.0
+        rows.append(
+            {
+                "op": record["op"],
+                "calls": calls,
+                "ms": f"{1e3 * seconds:.2f}",
+                "share": f"{100 * seconds / total:.1f} %",
+                "us a call": f"{1e6 * seconds / max(calls, 1):.1f}",
+                "GB/s": f"{rate:.1f}" if rate else "",
+            }
+        )
+    return rows
+
+
+def _table(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Columns as wide as what they hold."""
+    rows = list(records)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[name.replace("_", " ") for name in names]]
+    cells += [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
