@@ -142,6 +142,18 @@ void bind_executor(py::module_& m) {
           "Packs one matrix from its sources: [rows, k] of float32, float16 or uint16 (bfloat16), any strides; biases "
           "float32.")
       .def(
+          "pack_codes",
+          [](Executor& executor, int matrix, const std::vector<CodeArrays>& parts, const std::vector<py::array>& bias,
+             int64_t group_size) {
+            const std::vector<CodeSource> sources = codes_of(parts, is_i8(executor.format(matrix)), group_size);
+            const std::vector<const float*> biases = biases_of(bias, sources);
+            py::gil_scoped_release nogil;
+            executor.pack_codes(matrix, sources, biases);
+          },
+          py::arg("matrix"), py::arg("parts"), py::arg("bias") = std::vector<py::array>{}, py::arg("group_size") = 0,
+          "Packs one int8 or int4 matrix from codes (pyllm/_C.pyi). Raises ArrayError for wrong shapes, dtypes, codes, "
+          "scales and zero points; the matrix then counts as not loaded.")
+      .def(
           "set_vector",
           [](Executor& executor, int id, const py::array& values) {
             const float* data = data_of<float>(values, "vector", {-1});
