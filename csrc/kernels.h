@@ -24,6 +24,8 @@ enum class Format : int {
   i4_g128 = 6,  // the same by groups of 128
   i4z_g32 = 7,  // int4 weights with a zero point a group besides (AWQ, GPTQ)
   i4z_g128 = 8,
+  f32_bf16x3 = 9,  // float32 weights, products by three of bf16 where there are tiles for them: 16 to 17 bits of each
+                   // factor. The other tables take it for f32
 };
 enum class KvFormat : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 enum class SourceType : int { f32 = 0, bf16 = 1, f16 = 2 };
@@ -32,7 +34,8 @@ enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, quick
 static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 static constexpr bool is_i8(Format f) { return f == Format::i8 || f == Format::i8_fast; }
-static constexpr bool is_i4(Format f) { return f >= Format::i4_g32; }
+static constexpr bool is_i4(Format f) { return f >= Format::i4_g32 && f <= Format::i4z_g128; }
+static constexpr bool is_f32(Format f) { return f == Format::f32 || f == Format::f32_bf16x3; }
 static constexpr bool has_zeros(Format f) { return f == Format::i4z_g32 || f == Format::i4z_g128; }
 // Inputs that share a scale; 0: all of them, or none does.
 static constexpr int group_of(Format f) {
@@ -58,7 +61,7 @@ static constexpr size_t group_bytes(Format f) { return size_t(128 + (has_zeros(f
 static constexpr size_t panel_bytes(Format f, int64_t k) {
   if (is_i4(f)) return size_t(packed_k(f, k) / group_of(f)) * group_bytes(f);
   if (is_i8(f)) return size_t(packed_k(f, k)) * kPanel + kPanel * sizeof(float);
-  return size_t(packed_k(f, k)) * kPanel * (f == Format::f32 ? 4 : 2);
+  return size_t(packed_k(f, k)) * kPanel * (is_f32(f) ? 4 : 2);
 }
 static constexpr size_t matrix_bytes(Format f, int64_t n, int64_t k) {
   return panel_bytes(f, k) * size_t(round_up(n, kPanel) / kPanel);

@@ -107,7 +107,7 @@ template <Format F, int Rows>
 PYLLM_APART void group_product(const GroupPiece& p, const uint8_t* a, size_t a_block, float* c, int line, int lines,
                                GroupScratch& s) {
   constexpr int kTiles = Rows == 16 ? 1 : 2, kSums = kTiles * Rows;
-  constexpr int kA = int(a_tile_bytes(F)), kBytes = group_of(F) * 16;
+  constexpr int kA = int(a_step_bytes(F)), kBytes = group_of(F) * 16;
   const int8_t* b = s.b;
   const uint8_t* ahead = codes_at<F>(p.ahead) + 256 * line;
   const float(*scales)[16] = s.scales;

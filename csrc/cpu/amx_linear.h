@@ -9,13 +9,18 @@ namespace {
 
 size_t amx_prepared_bytes(Format f, int m, int64_t k) {
   if (!in_tiles(f, m)) return prepared_bytes(f, m, k);
-  const size_t rows = f == Format::bf16 ? 0 : size_t(m) * sizeof(TileRow);
+  const size_t rows = is_i8(f) || is_i4(f) ? size_t(m) * sizeof(TileRow) : 0;
   return size_t(block_count(f, m)) * block_bytes(f, k) + rows;
 }
 
-// 32 columns of bf16; n of the floats exist.
-inline void prepare_bf16(const float* from, int64_t n, uint8_t* to) {
-  for (int i = 0; i < 32; i += 16, from += 16, to += 32, n -= 16) f_bf16_store(to, load_padded(from, n));
+// 32 columns of bf16, with Rest also what rounding leaves; n of the floats exist.
+template <bool Rest>
+PYLLM_INLINE void prepare_bf16(const float* from, int64_t n, uint8_t* to) {
+  for (int i = 0; i < 32; i += 16, from += 16, to += 32, n -= 16) {
+    const F16 x = load_padded(from, n);
+    f_bf16_store(to, x);
+    if (Rest) f_bf16_store(to + kTile, rest_of_bf16(x));
+  }
 }
 
 // Columns of one row of a tile as integers; n of the floats exist. Adds up the planes.
@@ -40,16 +45,17 @@ void prepare_tile_row(const float* x, int m, int64_t k, int r, uint8_t* out) {
   const bool stacked = is_stacked(F, m);
   uint8_t* to = out + size_t(stacked ? 0 : r / 16 * planes_of(F)) * block + r % 16 * tile_row_bytes(F);
   uint8_t* low = to + (stacked ? size_t(m) * tile_row_bytes(F) : block);
-  const RowScale s = F == Format::bf16 || r >= m ? RowScale{0, 0} : row_scale(x, k, top_of(F));
+  constexpr bool kSplit = F == Format::f32_bf16x3, kFloats = F == Format::bf16 || kSplit;
+  const RowScale s = kFloats || r >= m ? RowScale{0, 0} : row_scale(x, k, top_of(F));
   I16 sum_high = i_zero(), sum_low = i_zero();
-  for (int64_t i = 0; i < packed_k(F, k); i += tile_k(F), to += a_tile_bytes(F), low += a_tile_bytes(F)) {
-    if constexpr (F == Format::bf16) {
-      prepare_bf16(x + i, r < m ? k - i : 0, to);
+  for (int64_t i = 0; i < packed_k(F, k); i += tile_k(F), to += a_step_bytes(F), low += a_step_bytes(F)) {
+    if constexpr (kFloats) {
+      prepare_bf16<kSplit>(x + i, r < m ? k - i : 0, to);
     } else {
       prepare_bytes<F>(x + i, s.factor != 0 ? k - i : 0, f_set(s.factor), to, low, sum_high, sum_low);
     }
   }
-  if (F == Format::bf16 || r >= m) return;
+  if (kFloats || r >= m) return;
   const TileRow row = {s.scale, -128 * i_reduce_add(sum_high), -128 * i_reduce_add(sum_low)};
   std::memcpy(tile_rows_at(F, m, k, out) + size_t(r) * sizeof row, &row, sizeof row);
 }
@@ -65,6 +71,7 @@ void amx_prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, 
   if (!in_tiles(f, m)) return prepare_rows(f, x, x_ld, m, k, row0, row1, out);
   switch (f) {
     case Format::bf16: return prepare_tile_rows<Format::bf16>(x, x_ld, m, k, row0, row1, out);
+    case Format::f32_bf16x3: return prepare_tile_rows<Format::f32_bf16x3>(x, x_ld, m, k, row0, row1, out);
     case Format::i8: return prepare_tile_rows<Format::i8>(x, x_ld, m, k, row0, row1, out);
     case Format::i8_fast: return prepare_tile_rows<Format::i8_fast>(x, x_ld, m, k, row0, row1, out);
     default: break;
@@ -79,11 +86,11 @@ size_t amx_linear_scratch(const LinearArgs& a, int panels) {
 }
 
 void tiled_linear(const LinearArgs& a, int p0, int p1, void* scratch) {
-  float* sums = static_cast<float*>(scratch);
   switch (a.format) {
-    case Format::bf16: return strips_linear<Format::bf16>(a, p0, p1, sums);
-    case Format::i8: return strips_linear<Format::i8>(a, p0, p1, sums);
-    case Format::i8_fast: return strips_linear<Format::i8_fast>(a, p0, p1, sums);
+    case Format::bf16: return strips_linear<Format::bf16>(a, p0, p1, scratch);
+    case Format::f32_bf16x3: return strips_linear<Format::f32_bf16x3>(a, p0, p1, scratch);
+    case Format::i8: return strips_linear<Format::i8>(a, p0, p1, scratch);
+    case Format::i8_fast: return strips_linear<Format::i8_fast>(a, p0, p1, scratch);
     case Format::i4_g32: return groups_linear<Format::i4_g32>(a, p0, p1, scratch);
     case Format::i4_g128: return groups_linear<Format::i4_g128>(a, p0, p1, scratch);
     case Format::i4z_g32: return groups_linear<Format::i4z_g32>(a, p0, p1, scratch);

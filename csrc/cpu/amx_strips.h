@@ -1,4 +1,5 @@
-// The AMX matmuls of bf16 and int8, whose packed weights are B tiles already. Included by isa_amx.cpp only.
+// The AMX matmuls of bf16 and int8, whose packed weights are B tiles already, and of f32_bf16x3, whose weights are split
+// on the way. Included by isa_amx.cpp only.
 //
 // Where all activations fit one block of rows, weights stream from memory past it, a panel at a time. Above, 2 x 2 tiles
 // of sums: two blocks of rows (bf16, i8_fast) or the two planes of one (i8), by 32 outputs. A chunk of 16 blocks of A
@@ -7,16 +8,15 @@
 // the tile products of the following outputs.
 #pragma once
 #include "cpu/amx_forms.h"
+#include "cpu/amx_split.h"
 
 namespace pyllm {
 namespace {
 
-constexpr int kChunkPairs = 8;            // pairs of blocks in a chunk
 constexpr int kPieceSteps = 8;            // steps of a piece: 16 KB of B
-constexpr int kSliceSteps = 64;           // steps of a chunk of A that stay in L2: 1 MB
+constexpr int kSliceBytes = 1 << 20;      // of a chunk of A, or of a slice of it along k: stays in L2
 constexpr int kGroup = 32;                // strips of 32 outputs whose sums wait while k is sliced: 1 MB
 constexpr size_t kStepBytes = 4 * kTile;  // of a packed panel
-constexpr int kSumFloats = 4 * 16 * 16;   // of one pair of blocks and one strip: 2 x 2 tiles
 
 // Sums C += A . B, tile numbers as literals.
 #define PYLLM_TILE_PRODUCT(C, A, B)      \
@@ -64,7 +64,7 @@ PYLLM_APART void panel_product(const LinearArgs& a, const uint8_t* w, int steps,
 
 template <Format F>
 void row_block_panels(const LinearArgs& a, int p0, int p1, float* sums) {
-  const int steps = tile_count(F, a.k), rows = is_stacked(F, a.m) ? 2 * a.m : a.m;
+  const int steps = step_count(F, a.k), rows = is_stacked(F, a.m) ? 2 * a.m : a.m;
   configure_tiles(rows, rows);
   Waiting waiting;
   for (int p = p0; p < p1; ++p) {
@@ -120,20 +120,14 @@ PYLLM_APART void tile_product(const LinearArgs& args, const TilePiece& p, const 
 }
 #undef PYLLM_TILE_PRODUCT
 
-inline const uint8_t* strip_weights(const LinearArgs& a, int strip, int step) {
-  const size_t panel = size_t(strip / 2) * panel_bytes(a.format, a.k);
-  return a.weights + panel + size_t(step) * kStepBytes + strip % 2 * (2 * kTile);
+template <Format F>
+const uint8_t* strip_weights(const LinearArgs& a, int strip, int step) {
+  const uint8_t* panel = a.weights + size_t(strip / 2) * panel_bytes(F, a.k);
+  if constexpr (F == Format::f32_bf16x3) return panel + size_t(step) * kSplitStepBytes + strip % 2 * kSplitRowBytes;
+  return panel + size_t(step) * kStepBytes + strip % 2 * (2 * kTile);
 }
 
-// Blocks of A, planes counted, from `block0` on.
-struct Chunk {
-  int block0, blocks;
-  int pairs() const { return (blocks + 1) / 2; }
-};
-inline Chunk next_chunk(Format f, int m, int block) {
-  const int left = block_count(f, m) - block, most = 2 * next_part((left + 1) / 2, kChunkPairs);
-  return {block, left < most ? left : most};
-}
+inline int slice_steps(Format f, const Chunk& chunk) { return kSliceBytes / (chunk.blocks * int(a_step_bytes(f))); }
 
 // Sums of one strip over steps [begin, end), in pieces. `next`: the weights that come after.
 template <Format F>
@@ -143,7 +137,7 @@ void sum_strip(const LinearArgs& a, const Chunk& chunk, int strip, int begin, in
   const int pairs = chunk.pairs(), lines = (32 + pairs - 1) / pairs;
   for (int s = begin, steps; s < end; s += steps) {
     steps = next_part(end - s, kPieceSteps);
-    const uint8_t* b = strip_weights(a, strip, s);
+    const uint8_t* b = strip_weights<F>(a, strip, s);
     const TilePiece piece = {b, s + steps < end ? b + steps * kStepBytes : next, steps, s == 0};
     const uint8_t* x = static_cast<const uint8_t*>(a.x) + chunk.block0 * a_block + s * kTile;
     for (int i = 0; i < pairs; ++i, x += 2 * a_block) {
@@ -156,18 +150,21 @@ void sum_strip(const LinearArgs& a, const Chunk& chunk, int strip, int begin, in
 
 // Strips [first, last) of one chunk. Where k is long it is cut into slices, and the sums of all strips wait between.
 template <Format F>
-void sum_chunk(const LinearArgs& a, const Chunk& chunk, int first, int last, float* sums, Waiting& waiting) {
-  const int steps = tile_count(F, a.k), pairs = chunk.pairs(), row0 = chunk.block0 / planes_of(F) * 16;
+void sum_chunk(const LinearArgs& a, const Chunk& chunk, int first, int last, float* sums, SplitPiece* b,
+               Waiting& waiting) {
+  const int steps = step_count(F, a.k), pairs = chunk.pairs(), row0 = chunk.block0 / planes_of(F) * 16;
   const int most = chunk.blocks / planes_of(F) * 16, rows = a.m - row0 < most ? a.m - row0 : most;
-  if (steps > kSliceSteps) finish_some<F>(a, waiting, waiting.count);  // its buffer is among those to be written
+  const int slice = slice_steps(F, chunk);
+  if (steps > slice) finish_some<F>(a, waiting, waiting.count);  // its buffer is among those to be written
   for (int begin = 0, end; begin < steps; begin = end) {
-    end = begin + next_part(steps - begin, kSliceSteps);
+    end = begin + next_part(steps - begin, slice);
     for (int strip = first; strip < last; ++strip) {
-      const int buffer = steps > kSliceSteps ? strip - first : strip % 2;
+      const int buffer = steps > slice ? strip - first : strip % 2;
       float* c = sums + size_t(buffer) * pairs * kSumFloats;
       const bool more = strip + 1 < last;
-      const uint8_t* next = strip_weights(a, more ? strip + 1 : first, more ? begin : end < steps ? end : 0);
-      sum_strip<F>(a, chunk, strip, begin, end, next, c, waiting);
+      const uint8_t* next = strip_weights<F>(a, more ? strip + 1 : first, more ? begin : end < steps ? end : 0);
+      if constexpr (F == Format::f32_bf16x3) sum_split_strip(a, chunk, strip_weights<F>(a, strip, begin), begin, end, next, c, *b, waiting);
+      else sum_strip<F>(a, chunk, strip, begin, end, next, c, waiting);
       if (end < steps) continue;
       finish_some<F>(a, waiting, waiting.count);
       const int products = pairs * (end - begin);
@@ -177,22 +174,25 @@ void sum_chunk(const LinearArgs& a, const Chunk& chunk, int first, int last, flo
 }
 
 inline size_t strips_scratch(const LinearArgs& a, int panels) {
-  if (block_count(a.format, a.m) == 1) return 2 * kSumFloats * sizeof(float);
+  const size_t split = a.format == Format::f32_bf16x3 ? sizeof(SplitPiece) : 0;
+  const Chunk chunk = next_chunk(a.format, a.m, 0);
   const int strips = 2 * panels < kGroup ? 2 * panels : kGroup;
-  const int buffers = tile_count(a.format, a.k) > kSliceSteps ? strips : 2;
-  return size_t(buffers) * next_chunk(a.format, a.m, 0).pairs() * kSumFloats * sizeof(float);
+  const int buffers = step_count(a.format, a.k) > slice_steps(a.format, chunk) ? strips : 2;
+  return split + size_t(buffers) * chunk.pairs() * kSumFloats * sizeof(float);
 }
 
 template <Format F>
-void strips_linear(const LinearArgs& a, int p0, int p1, float* sums) {
-  if (block_count(F, a.m) == 1) return row_block_panels<F>(a, p0, p1, sums);
+void strips_linear(const LinearArgs& a, int p0, int p1, void* scratch) {
+  SplitPiece* b = static_cast<SplitPiece*>(scratch);
+  float* sums = reinterpret_cast<float*>(F == Format::f32_bf16x3 ? b + 1 : b);
+  if (block_count(F, a.m) == 1 && F != Format::f32_bf16x3) return row_block_panels<F>(a, p0, p1, sums);
   configure_tiles(a.m < 16 ? a.m : 16, a.m < 16 ? a.m : a.m < 32 && planes_of(F) == 1 ? a.m - 16 : 16);
   Waiting waiting;
   Chunk chunk;
   for (int block = 0; block < block_count(F, a.m); block += chunk.blocks) {
     chunk = next_chunk(F, a.m, block);
     for (int strip = 2 * p0; strip < 2 * p1; strip += kGroup)
-      sum_chunk<F>(a, chunk, strip, strip + kGroup < 2 * p1 ? strip + kGroup : 2 * p1, sums, waiting);
+      sum_chunk<F>(a, chunk, strip, strip + kGroup < 2 * p1 ? strip + kGroup : 2 * p1, sums, b, waiting);
   }
   finish_some<F>(a, waiting, waiting.count);
 }
