@@ -57,7 +57,7 @@ PYLLM_APART void unpack_groups(GroupWeights w, GroupWeights ahead, int groups, G
 }
 
 // What the products of one piece share.
-struct GroupPiece {
+struct UnpackedPiece {
   GroupWeights ahead;  // the piece after it
   int groups;
   bool first;  // begins at k = 0
@@ -104,7 +104,7 @@ PYLLM_INLINE void add_group(F16 (&sum)[Rows * Tiles], const int32_t* raw, const 
 // c += the groups of one piece. Rows: 16, two planes of 16 outputs each; or fewer, stacked, of 32 outputs. Lines
 // [line, line + lines) of every group of the next piece are fetched.
 template <Format F, int Rows>
-PYLLM_APART void group_product(const GroupPiece& p, const uint8_t* a, size_t a_block, float* c, int line, int lines,
+PYLLM_APART void group_product(const UnpackedPiece& p, const uint8_t* a, size_t a_block, float* c, int line, int lines,
                                GroupScratch& s) {
   constexpr int kTiles = Rows == 16 ? 1 : 2, kSums = kTiles * Rows;
   constexpr int kA = int(a_step_bytes(F)), kBytes = group_of(F) * 16;
@@ -147,7 +147,7 @@ void sum_outputs(const LinearArgs& a, int block0, int blocks, GroupWeights w, in
   for (int g = begin, groups; g < end; g += groups) {
     groups = next_part(end - g, kPieceBytes / (kTiles * kBytes));
     const GroupWeights after = {w.group + size_t(groups) * group_bytes(F), w.tile};
-    const GroupPiece piece = {g + groups < end ? after : next, groups, g == 0};
+    const UnpackedPiece piece = {g + groups < end ? after : next, groups, g == 0};
     unpack_groups<F, kTiles>(w, piece.ahead, groups, s);
     w = after;
     const uint8_t* x = static_cast<const uint8_t*>(a.x) + size_t(block0) * a_block + size_t(g) * kBytes;

@@ -1,5 +1,5 @@
-// I16, a vector of 16 int32, as two 256-bit registers, and products of 8-bit codes with integer activations: by VPDPBUSD
-// where compiled for AVX-VNNI, else widened to 16 bits. Same functions as dot_avx512.h; after vec_avx2.h.
+// I16, a vector of 16 int32, as two 256-bit registers, and products of 8-bit codes with integer activations: by
+// VPDPBUSD where compiled for AVX-VNNI, else widened to 16 bits. Same functions as dot_avx512.h; after vec_avx2.h.
 #pragma once
 #include <cstring>
 
@@ -40,7 +40,7 @@ PYLLM_INLINE I16 i_pairs(const I16& x, const I16& y) {
   return {_mm256_madd_epi16(x.lo, y.lo), _mm256_madd_epi16(x.hi, y.hi)};
 }
 PYLLM_INLINE F16 i_to_float(const I16& x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
-PYLLM_INLINE I16 i_nearest(const F16& x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
+PYLLM_INLINE I16 f_to_ints(const F16& x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
 PYLLM_INLINE I16 i_magnitude(const F16& x) {
   const __m256i mask = _mm256_set1_epi32(0x7fffffff);
   return {_mm256_and_si256(_mm256_castps_si256(x.lo), mask), _mm256_and_si256(_mm256_castps_si256(x.hi), mask)};
@@ -137,13 +137,10 @@ PYLLM_INLINE void store_acts(Act* to, const I16& x) {
 
 #endif
 
-PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* to) {
-  __m256i* out = reinterpret_cast<__m256i*>(to);
+PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* even, uint8_t* odd) {
   const __m256i lo = half_line(p, 0), hi = half_line(p, 1);
-  _mm256_storeu_si256(out, low_nibbles(lo));
-  _mm256_storeu_si256(out + 1, low_nibbles(hi));
-  _mm256_storeu_si256(out + 2, high_nibbles(lo));
-  _mm256_storeu_si256(out + 3, high_nibbles(hi));
+  i_store(even, {low_nibbles(lo), low_nibbles(hi)});
+  i_store(odd, {high_nibbles(lo), high_nibbles(hi)});
 }
 
 }  // namespace

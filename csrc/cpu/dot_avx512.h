@@ -30,7 +30,7 @@ PYLLM_INLINE I16 i_right(const I16& x) {  // x / 2^N, rounded down
 // Lanes as pairs of int16: x[0] * y[0] + x[1] * y[1].
 PYLLM_INLINE I16 i_pairs(const I16& x, const I16& y) { return {_mm512_madd_epi16(x.v, y.v)}; }
 PYLLM_INLINE F16 i_to_float(const I16& x) { return {_mm512_cvtepi32_ps(x.v)}; }
-PYLLM_INLINE I16 i_nearest(const F16& x) { return {_mm512_cvtps_epi32(x.v)}; }  // ties to even
+PYLLM_INLINE I16 f_to_ints(const F16& x) { return {_mm512_cvtps_epi32(x.v)}; }  // ties to even
 // The bits of |x|: as integers they have the order of the magnitudes, NaN above infinity.
 PYLLM_INLINE I16 i_magnitude(const F16& x) {
   return {_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff))};
@@ -72,9 +72,7 @@ PYLLM_INLINE Codes codes_high(const void* p) {
   return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(p), 4), _mm512_set1_epi8(0x0f))};
 }
 PYLLM_INLINE Quad quad_load(const Act* x) { return {repeat32(x)}; }
-PYLLM_INLINE I16 i_dot(const I16& sum, const Codes& w, const Quad& x) {
-  return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)};
-}
+PYLLM_INLINE I16 i_dot(const I16& sum, const Codes& w, const Quad& x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 template <bool Nibbles>
 PYLLM_INLINE void store_acts(Act* to, const I16& x) {
   __m128i bytes = _mm512_cvtepi32_epi8(x.v);
@@ -105,8 +103,8 @@ PYLLM_INLINE Codes codes_high(const void* p) {
 }
 PYLLM_INLINE Quad quad_load(const Act* x) { return {repeat32(x), repeat32(x + 2)}; }
 PYLLM_INLINE I16 i_dot(const I16& sum, const Codes& w, const Quad& x) {
-  return {_mm512_add_epi32(_mm512_add_epi32(sum.v, _mm512_madd_epi16(w.even, x.even)),
-                           _mm512_madd_epi16(w.odd, x.odd))};
+  return {
+      _mm512_add_epi32(_mm512_add_epi32(sum.v, _mm512_madd_epi16(w.even, x.even)), _mm512_madd_epi16(w.odd, x.odd))};
 }
 template <bool Nibbles>
 PYLLM_INLINE void store_acts(Act* to, const I16& x) {
@@ -119,10 +117,10 @@ PYLLM_INLINE void store_acts(Act* to, const I16& x) {
 #endif
 
 // Two lines of bytes, of even and of odd k, from a line of 4-bit codes.
-PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* to) {
+PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* even, uint8_t* odd) {
   const __m512i v = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(0x0f);
-  _mm512_storeu_si512(to, _mm512_and_si512(v, mask));
-  _mm512_storeu_si512(to + 64, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
+  _mm512_storeu_si512(even, _mm512_and_si512(v, mask));
+  _mm512_storeu_si512(odd, _mm512_and_si512(_mm512_srli_epi16(v, 4), mask));
 }
 
 }  // namespace

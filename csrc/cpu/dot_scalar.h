@@ -29,8 +29,8 @@ PYLLM_INLINE I16 i_load(const void* p) {
   return v;
 }
 PYLLM_INLINE void i_store(void* p, const I16& x) { std::memcpy(p, &x, sizeof x); }
-PYLLM_INLINE I16 i_add(const I16& x, const I16& y) {
-  return i_map(x, y, [](I4 p, I4 q) { return p + q; });
+PYLLM_INLINE I16 i_add(const I16& x, const I16& y) {  // wraps
+  return i_map(x, y, [](I4 p, I4 q) { return bits_as<I4>(bits_as<U4>(p) + bits_as<U4>(q)); });
 }
 PYLLM_INLINE I16 i_sub(const I16& x, const I16& y) {
   return i_map(x, y, [](I4 p, I4 q) { return p - q; });
@@ -57,7 +57,7 @@ PYLLM_INLINE F16 i_to_float(const I16& x) {
   return {__builtin_convertvector(x.a, V4), __builtin_convertvector(x.b, V4), __builtin_convertvector(x.c, V4),
           __builtin_convertvector(x.d, V4)};
 }
-PYLLM_INLINE I16 i_nearest(const F16& x) {
+PYLLM_INLINE I16 f_to_ints(const F16& x) {
   const F16 r = f_round(x);
   return {__builtin_convertvector(r.a, I4), __builtin_convertvector(r.b, I4), __builtin_convertvector(r.c, I4),
           __builtin_convertvector(r.d, I4)};
@@ -110,9 +110,9 @@ PYLLM_INLINE void store_acts(Act* to, const I16& x) {
   i_store(lanes, x);
   for (int i = 0; i < 16; ++i) to[i] = Act(lanes[Nibbles ? i / 8 * 8 + i % 4 * 2 + i % 8 / 4 : i]);
 }
-PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* to) {
-  i_store(to, codes_low(p).v);
-  i_store(to + 64, codes_high(p).v);
+PYLLM_INLINE void widen_nibbles(const void* p, uint8_t* even, uint8_t* odd) {
+  i_store(even, codes_low(p).v);
+  i_store(odd, codes_high(p).v);
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 // After a vec_*.h; the same integers on every instruction set.
 //
 // Prepared form of m rows, k padded with zeros to packed_k, all parts one after the other:
-//   activations [m][planes][packed_k]  in the order that store_acts writes; planes: high and low of q = 256 * high + low
+//   activations [m][planes][packed_k]  in the order that store_acts writes; planes: high and low of q = 256 * high +
+//   low
 //                                      or, where an activation has room for it, q itself
 //   starts      [m][starts]            int32 that sums begin from: they take the zero point of the codes away
 //   scales      [m]                    float, s_x
@@ -65,7 +66,7 @@ struct Integers {
   I16 q, high;
 };
 PYLLM_INLINE Integers integers(const F16& x, const F16& factor) {
-  const I16 q = i_nearest(f_mul(x, factor));
+  const I16 q = f_to_ints(f_mul(x, factor));
   return {q, i_right<8>(i_add(q, i_set(128)))};
 }
 PYLLM_INLINE I16 low_plane(const Integers& i) { return i_sub(i.q, i_left<8>(i.high)); }
