@@ -57,8 +57,8 @@ inline Chunk next_chunk(Format f, int m, int block) {
   const int left = block_count(f, m) - block, most = 2 * next_part((left + 1) / 2, kChunkPairs);
   return {block, left < most ? left : most};
 }
-// Rows of one or two strips whose sums are complete and wait to be finished. A strip is 32 outputs: half of the tiles of
-// a panel.
+// Rows of one or two strips whose sums are complete and wait to be finished. A strip is 32 outputs: half of the tiles
+// of a panel.
 struct Waiting {
   // Sums of the first row: [strips][blocks of 16 rows][2 tiles][16][16] of float32 or, of int8, int32.
   const float* c = nullptr;

@@ -1,9 +1,9 @@
 // The AMX matmuls of int4: sums of a group in tiles, scaled and added up in vectors. Included by isa_amx.cpp only.
 //
 // A piece of up to 16 KB of weights is unpacked into L1, as B tiles of bytes code - zero: products are TDPBSSD and need
-// no correction. Rows go past it: two sums of tiles a group, of the high and the low plane by 16 outputs, or, where both
-// planes lie in one block (up to 8 rows), of two times 16 outputs. The tiles of a group are stored while those of the
-// next are computed, and added up in registers one group later still, so that no step waits for another.
+// no correction. Rows go past it: two sums of tiles a group, of the high and the low plane by 16 outputs, or, where
+// both planes lie in one block (up to 8 rows), of two times 16 outputs. The tiles of a group are stored while those of
+// the next are computed, and added up in registers one group later still, so that no step waits for another.
 #pragma once
 #include <cstring>
 
@@ -12,10 +12,10 @@
 namespace pyllm {
 namespace {
 
-constexpr int kGroupBlocks = 16;                // blocks of A in a chunk
-constexpr int kPieceBytes = 16 * 1024;          // of unpacked weights
-constexpr int kChunkBytes = 1024 * 1024;        // of a chunk of A, or of a slice of it along k: stays in L2
-constexpr int kGroupStrips = 64;                // strips of 32 outputs whose sums wait while k is sliced: 1 MB
+constexpr int kGroupBlocks = 16;          // blocks of A in a chunk
+constexpr int kPieceBytes = 16 * 1024;    // of unpacked weights
+constexpr int kChunkBytes = 1024 * 1024;  // of a chunk of A, or of a slice of it along k: stays in L2
+constexpr int kGroupStrips = 64;          // strips of 32 outputs whose sums wait while k is sliced: 1 MB
 
 struct alignas(64) GroupScratch {
   int32_t raw[2][2 * 16 * 16];          // sums of two tiles of two groups
@@ -172,7 +172,8 @@ struct GroupSlice {
 template <Format F, int Rows>
 void sum_slice(const LinearArgs& a, const GroupSlice& v, float* sums, GroupScratch& s) {
   const int groups = int(packed_k(F, a.k) / group_of(F)), row0 = v.block0 / planes_of(F) * 16;
-  const int products = Rows == 16 ? v.blocks / 2 : 1, most = 16 * products, rows = a.m - row0 < most ? a.m - row0 : most;
+  const int products = Rows == 16 ? v.blocks / 2 : 1, most = 16 * products,
+            rows = a.m - row0 < most ? a.m - row0 : most;
   const bool sliced = v.end - v.begin < groups;
   for (int strip = v.first; strip < v.last; ++strip) {
     float* c = sums + size_t(sliced ? strip - v.first : 0) * products * kStripSums;
@@ -229,12 +230,18 @@ void groups_linear(const LinearArgs& a, int p0, int p1, void* scratch) {
   const int rows = is_stacked(F, a.m) ? 2 * a.m : a.m < 16 ? a.m : 16;
   configure_tiles(rows, rows, tile_row_bytes(F));
   switch (a.m) {
-    case 4: return groups_linear<F, 4>(a, p0, p1, scratch);
-    case 5: return groups_linear<F, 5>(a, p0, p1, scratch);
-    case 6: return groups_linear<F, 6>(a, p0, p1, scratch);
-    case 7: return groups_linear<F, 7>(a, p0, p1, scratch);
-    case 8: return groups_linear<F, 8>(a, p0, p1, scratch);
-    default: return groups_linear<F, 16>(a, p0, p1, scratch);
+    case 4:
+      return groups_linear<F, 4>(a, p0, p1, scratch);
+    case 5:
+      return groups_linear<F, 5>(a, p0, p1, scratch);
+    case 6:
+      return groups_linear<F, 6>(a, p0, p1, scratch);
+    case 7:
+      return groups_linear<F, 7>(a, p0, p1, scratch);
+    case 8:
+      return groups_linear<F, 8>(a, p0, p1, scratch);
+    default:
+      return groups_linear<F, 16>(a, p0, p1, scratch);
   }
 }
 

@@ -63,18 +63,22 @@ void prepare_tile_row(const float* x, int m, int64_t k, int r, uint8_t* out) {
 template <Format F>
 void prepare_tile_rows(const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out) {
   const int end = row1 == m && !is_stacked(F, m) ? int(round_up(m, 16)) : row1;
-  for (int r = row0; r < end; ++r)
-    prepare_tile_row<F>(x + (r < m ? r : 0) * x_ld, m, k, r, static_cast<uint8_t*>(out));
+  for (int r = row0; r < end; ++r) prepare_tile_row<F>(x + (r < m ? r : 0) * x_ld, m, k, r, static_cast<uint8_t*>(out));
 }
 
 void amx_prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out) {
   if (!in_tiles(f, m)) return prepare_rows(f, x, x_ld, m, k, row0, row1, out);
   switch (f) {
-    case Format::bf16: return prepare_tile_rows<Format::bf16>(x, x_ld, m, k, row0, row1, out);
-    case Format::f32_bf16x3: return prepare_tile_rows<Format::f32_bf16x3>(x, x_ld, m, k, row0, row1, out);
-    case Format::i8: return prepare_tile_rows<Format::i8>(x, x_ld, m, k, row0, row1, out);
-    case Format::i8_fast: return prepare_tile_rows<Format::i8_fast>(x, x_ld, m, k, row0, row1, out);
-    default: break;
+    case Format::bf16:
+      return prepare_tile_rows<Format::bf16>(x, x_ld, m, k, row0, row1, out);
+    case Format::f32_bf16x3:
+      return prepare_tile_rows<Format::f32_bf16x3>(x, x_ld, m, k, row0, row1, out);
+    case Format::i8:
+      return prepare_tile_rows<Format::i8>(x, x_ld, m, k, row0, row1, out);
+    case Format::i8_fast:
+      return prepare_tile_rows<Format::i8_fast>(x, x_ld, m, k, row0, row1, out);
+    default:
+      break;
   }
   if (group_of(f) == 32) return prepare_tile_rows<Format::i4_g32>(x, x_ld, m, k, row0, row1, out);
   prepare_tile_rows<Format::i4_g128>(x, x_ld, m, k, row0, row1, out);
@@ -87,15 +91,24 @@ size_t amx_linear_scratch(const LinearArgs& a, int panels) {
 
 void tiled_linear(const LinearArgs& a, int p0, int p1, void* scratch) {
   switch (a.format) {
-    case Format::bf16: return strips_linear<Format::bf16>(a, p0, p1, scratch);
-    case Format::f32_bf16x3: return strips_linear<Format::f32_bf16x3>(a, p0, p1, scratch);
-    case Format::i8: return strips_linear<Format::i8>(a, p0, p1, scratch);
-    case Format::i8_fast: return strips_linear<Format::i8_fast>(a, p0, p1, scratch);
-    case Format::i4_g32: return groups_linear<Format::i4_g32>(a, p0, p1, scratch);
-    case Format::i4_g128: return groups_linear<Format::i4_g128>(a, p0, p1, scratch);
-    case Format::i4z_g32: return groups_linear<Format::i4z_g32>(a, p0, p1, scratch);
-    case Format::i4z_g128: return groups_linear<Format::i4z_g128>(a, p0, p1, scratch);
-    default: return;
+    case Format::bf16:
+      return strips_linear<Format::bf16>(a, p0, p1, scratch);
+    case Format::f32_bf16x3:
+      return strips_linear<Format::f32_bf16x3>(a, p0, p1, scratch);
+    case Format::i8:
+      return strips_linear<Format::i8>(a, p0, p1, scratch);
+    case Format::i8_fast:
+      return strips_linear<Format::i8_fast>(a, p0, p1, scratch);
+    case Format::i4_g32:
+      return groups_linear<Format::i4_g32>(a, p0, p1, scratch);
+    case Format::i4_g128:
+      return groups_linear<Format::i4_g128>(a, p0, p1, scratch);
+    case Format::i4z_g32:
+      return groups_linear<Format::i4z_g32>(a, p0, p1, scratch);
+    case Format::i4z_g128:
+      return groups_linear<Format::i4z_g128>(a, p0, p1, scratch);
+    default:
+      return;
   }
 }
 

@@ -7,8 +7,8 @@
 namespace pyllm {
 namespace {
 
-constexpr int kSplitSteps = 6;                      // of a piece
-constexpr size_t kSplitRowBytes = 32 * 4;           // of one k of a strip, kPanel * 4 apart
+constexpr int kSplitSteps = 6;             // of a piece
+constexpr size_t kSplitRowBytes = 32 * 4;  // of one k of a strip, kPanel * 4 apart
 constexpr size_t kSplitStepBytes = 32 * kPanel * 4;
 
 struct alignas(64) SplitPiece {

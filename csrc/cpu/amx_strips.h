@@ -1,11 +1,11 @@
-// The AMX matmuls of bf16 and int8, whose packed weights are B tiles already, and of f32_bf16x3, whose weights are split
-// on the way. Included by isa_amx.cpp only.
+// The AMX matmuls of bf16 and int8, whose packed weights are B tiles already, and of f32_bf16x3, whose weights are
+// split on the way. Included by isa_amx.cpp only.
 //
-// Where all activations fit one block of rows, weights stream from memory past it, a panel at a time. Above, 2 x 2 tiles
-// of sums: two blocks of rows (bf16, i8_fast) or the two planes of one (i8), by 32 outputs. A chunk of 16 blocks of A
-// stays in L2 and streams from there (TILELOADDT1, so that it does not push B out of L1), a piece of 8 steps of B stays
-// in L1, the next piece is fetched into L2 meanwhile. The vector work on finished sums is done a row at a time between
-// the tile products of the following outputs.
+// Where all activations fit one block of rows, weights stream from memory past it, a panel at a time. Above, 2 x 2
+// tiles of sums: two blocks of rows (bf16, i8_fast) or the two planes of one (i8), by 32 outputs. A chunk of 16 blocks
+// of A stays in L2 and streams from there (TILELOADDT1, so that it does not push B out of L1), a piece of 8 steps of B
+// stays in L1, the next piece is fetched into L2 meanwhile. The vector work on finished sums is done a row at a time
+// between the tile products of the following outputs.
 #pragma once
 #include "cpu/amx_forms.h"
 #include "cpu/amx_split.h"
@@ -19,12 +19,10 @@ constexpr int kGroup = 32;                // strips of 32 outputs whose sums wai
 constexpr size_t kStepBytes = 4 * kTile;  // of a packed panel
 
 // Sums C += A . B, tile numbers as literals.
-#define PYLLM_TILE_PRODUCT(C, A, B)      \
-  do {                                   \
-    if constexpr (F == Format::bf16)     \
-      _tile_dpbf16ps(C, A, B);           \
-    else                                 \
-      _tile_dpbsud(C, A, B);             \
+#define PYLLM_TILE_PRODUCT(C, A, B)                           \
+  do {                                                        \
+    if constexpr (F == Format::bf16) _tile_dpbf16ps(C, A, B); \
+    else _tile_dpbsud(C, A, B);                               \
   } while (0)
 
 PYLLM_INLINE void fetch_tile(const uint8_t* p) {
@@ -163,7 +161,8 @@ void sum_chunk(const LinearArgs& a, const Chunk& chunk, int first, int last, flo
       float* c = sums + size_t(buffer) * pairs * kSumFloats;
       const bool more = strip + 1 < last;
       const uint8_t* next = strip_weights<F>(a, more ? strip + 1 : first, more ? begin : end < steps ? end : 0);
-      if constexpr (F == Format::f32_bf16x3) sum_split_strip(a, chunk, strip_weights<F>(a, strip, begin), begin, end, next, c, *b, waiting);
+      if constexpr (F == Format::f32_bf16x3)
+        sum_split_strip(a, chunk, strip_weights<F>(a, strip, begin), begin, end, next, c, *b, waiting);
       else sum_strip<F>(a, chunk, strip, begin, end, next, c, waiting);
       if (end < steps) continue;
       finish_some<F>(a, waiting, waiting.count);
