@@ -28,13 +28,14 @@ template <Format F>
 PYLLM_INLINE void prepare_bytes(const float* from, int64_t n, const F16& factor, uint8_t* high, uint8_t* low,
                                 I16& sum_high, I16& sum_low) {
   for (int i = 0; i < tile_row_bytes(F); i += 16) {
-    const Integers v = integers(load_padded(from + i, n - i), factor);
-    const I16 first = planes_of(F) == 2 ? v.high : v.q;
+    const I16 q = f_to_ints(f_mul(load_padded(from + i, n - i), factor));
+    const I16 first = planes_of(F) == 2 ? high_plane(q) : q;
     sum_high = i_add(sum_high, first);
     store_acts<is_i4(F)>(reinterpret_cast<int8_t*>(high + i), first);
     if (planes_of(F) == 1) continue;
-    sum_low = i_add(sum_low, low_plane(v));
-    store_acts<is_i4(F)>(reinterpret_cast<int8_t*>(low + i), low_plane(v));
+    const I16 rest = low_plane(q, first);
+    sum_low = i_add(sum_low, rest);
+    store_acts<is_i4(F)>(reinterpret_cast<int8_t*>(low + i), rest);
   }
 }
 

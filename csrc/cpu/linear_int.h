@@ -40,7 +40,10 @@ PYLLM_APART void byte_block(const uint8_t* w, const Act* x, int64_t x_ld, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = starts ? i_set(starts[r]) : i_load(c + r * kPanel + 16 * v);
+    for (int v = 0; v < V; ++v) {
+      if (starts) sum[r][v] = i_set(starts[r]);
+      else sum[r][v] = i_load(c + r * kPanel + 16 * v);
+    }
   for (; steps > 0; --steps, w += 64 * kPanel, x += 64)
 #pragma GCC unroll 2
     for (int i = 0; i < 16; ++i, ahead += 64 * Lines) {
@@ -135,9 +138,8 @@ struct GroupPiece {
   const uint8_t* w;
   size_t stride;  // bytes from group to group
   int groups, group;
-  bool zeros, first;  // first: the piece begins at k = 0
-  const Act* x;       // first row, first k of the piece
-  int64_t x_ld;       // between planes
+  const Act* x;  // first row, first k of the piece
+  int64_t x_ld;  // between planes
   const int32_t* starts;
   int64_t starts_ld;
   float* c;  // sums [rows][64], not yet times s_x
@@ -164,20 +166,21 @@ PYLLM_INLINE void group_step(I16 (&sum)[L][V], const uint8_t* p, const Act* x, i
 }
 
 // What one group adds to c[R][64] in the columns of V tiles from tile t on. Fetch: lines kAhead from those read.
-template <int R, int V, bool Fetch>
+template <int R, int V, bool Zeros, bool Fetch>
 PYLLM_INLINE void group_sums(const GroupPiece& p, const uint8_t* group, int t, const Act* x, const int32_t* starts,
-                             bool first, float* c) {
+                             float* c) {
   constexpr int P = kNibblePlanes;
   I16 sum[R * P][V];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const I16 start = i_set(starts[r * p.starts_ld]);
+      I16& low = sum[r * P + P - 1][v];
       if (P == 2) sum[r * P][v] = i_zero();
-      sum[r * P + P - 1][v] = p.zeros ? i_pairs(zero_pairs(group + 128 + 16 * (t + v)), start) : start;
+      low = i_set(starts[r * p.starts_ld]);
+      if (Zeros) low = i_pairs(zero_pairs(group + 128 + 16 * (t + v)), low);
     }
-  const uint8_t* line = group + (p.zeros ? 192 : 128) + 64 * t;
+  const uint8_t* line = group + (Zeros ? 192 : 128) + 64 * t;
 #pragma GCC unroll 2
   for (int k = 0; k < p.group; k += 8, line += 256) {
 #pragma GCC unroll 4
@@ -191,33 +194,33 @@ PYLLM_INLINE void group_sums(const GroupPiece& p, const uint8_t* group, int t, c
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       float* to = c + r * kPanel + 16 * (t + v);
-      const I16 all = P == 2 ? i_add(i_left<8>(sum[r * P][v]), sum[r * P + P - 1][v]) : sum[r][v];
-      f_store(to, f_fma(i_to_float(all), scale, first ? f_zero() : f_load(to)));
+      I16& all = sum[r * P + P - 1][v];
+      if (P == 2) all = i_add(i_left<8>(sum[r * P][v]), all);
+      f_store(to, f_fma(i_to_float(all), scale, f_load(to)));
     }
   }
 }
 
-// c[R][64] of R rows from `row` on over a piece.
-template <int R, bool Fetch>
+// Adds a piece to c[R][64] of R rows from `row` on.
+template <int R, bool Zeros, bool Fetch>
 PYLLM_APART void group_block(const GroupPiece& p, int row) {
   constexpr int V = nibble_vectors(R * kNibblePlanes);
   const Act* x = p.x + row * kNibblePlanes * p.x_ld;
   const int32_t* starts = p.starts + row * p.starts_ld;
   const uint8_t* group = p.w;
   for (int g = 0; g < p.groups; ++g, group += p.stride, x += p.group) {
-    for (int i = 0; i < (p.zeros ? 192 : 128) && Fetch; i += 64) f_prefetch_l2(group + kAhead + i);
-    for (int t = 0; t < 4; t += V)
-      group_sums<R, V, Fetch>(p, group, t, x, starts + g, p.first && g == 0, p.c + row * kPanel);
+    for (int i = 0; i < (Zeros ? 192 : 128) && Fetch; i += 64) f_prefetch_l2(group + kAhead + i);
+    for (int t = 0; t < 4; t += V) group_sums<R, V, Zeros, Fetch>(p, group, t, x, starts + g, p.c + row * kPanel);
   }
 }
 
-template <int R>
+template <int R, bool Zeros>
 void group_row(const GroupPiece& p, int row, int rows) {
   if constexpr (R > 1) {
-    if (rows < R) return group_row<R - 1>(p, row, rows);
+    if (rows < R) return group_row<R - 1, Zeros>(p, row, rows);
   }
-  if (row == 0) group_block<R, true>(p, row);
-  else group_block<R, false>(p, row);
+  if (row == 0) group_block<R, Zeros, true>(p, row);
+  else group_block<R, Zeros, false>(p, row);
 }
 
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64], in pieces where one block can't hold all rows.
@@ -229,12 +232,14 @@ void sum_groups(const LinearArgs& a, const Quantised& q, int p, int row0, int ro
   const uint8_t* w = a.weights + size_t(p) * panel_bytes(a.format, a.k);
   const Act* x = q.acts + row0 * kNibblePlanes * depth;
   const int32_t* starts = q.starts + row0 * all;
+  std::memset(c, 0, size_t(rows) * kPanel * sizeof(float));
   for (int64_t g = 0; g < all;) {
     const int n = next_part(int(all - g), int(piece));
-    const GroupPiece part = {w, bytes, n, group, has_zeros(a.format), g == 0, x, depth, starts, all, c};
+    const GroupPiece part = {w, bytes, n, group, x, depth, starts, all, c};
     for (int row = 0, count; row < rows; row += count) {
       count = next_part(rows - row, kNibbleRows);
-      group_row<kNibbleRows>(part, row, count);
+      if (has_zeros(a.format)) group_row<kNibbleRows, true>(part, row, count);
+      else group_row<kNibbleRows, false>(part, row, count);
     }
     g += n;
     w += n * bytes;

@@ -61,16 +61,13 @@ inline RowScale row_scale(const float* x, int64_t n, float top) {
   return {scale, top / amax};
 }
 
-// Integers of 16 floats and what their high plane holds; low = q - 256 * high.
-struct Integers {
-  I16 q, high;
-};
-PYLLM_INLINE Integers integers(const F16& x, const F16& factor) {
-  const I16 q = f_to_ints(f_mul(x, factor));
-  return {q, i_right<8>(i_add(q, i_set(128)))};
-}
-PYLLM_INLINE I16 low_plane(const Integers& i) { return i_sub(i.q, i_left<8>(i.high)); }
+// The planes of 16 integers.
+PYLLM_INLINE I16 high_plane(const I16& q) { return i_right<8>(i_add(q, i_set(128))); }
+PYLLM_INLINE I16 low_plane(const I16& q, const I16& high) { return i_sub(q, i_left<8>(high)); }
 
+PYLLM_INLINE F16 load_padded(const float* x, int64_t n) {  // zeros from n on
+  return n >= 16 ? f_load(x) : n > 0 ? f_load_n(x, int(n)) : f_zero();
+}
 // step(i, floats i .. i + 15) over [begin, end), zeros from n on.
 template <class Step>
 PYLLM_INLINE void for_padded(const float* x, int64_t n, int64_t begin, int64_t end, Step step) {
@@ -87,14 +84,15 @@ void quantise_bytes(const float* x, int64_t n, float factor, int64_t depth, Act*
   I16 sum = i_zero(), sum_high = i_zero();
   for_padded(
       x, n, 0, depth, [&](int64_t i, const F16& piece) __attribute__((always_inline)) {
-        const Integers v = integers(piece, by);
-        sum = i_add(sum, v.q);
+        const I16 q = f_to_ints(f_mul(piece, by));
+        sum = i_add(sum, q);
         if constexpr (Planes == 2) {
-          sum_high = i_add(sum_high, v.high);
-          store_acts<false>(to + i, v.high);
-          store_acts<false>(to + depth + i, low_plane(v));
+          const I16 high = high_plane(q);
+          sum_high = i_add(sum_high, high);
+          store_acts<false>(to + i, high);
+          store_acts<false>(to + depth + i, low_plane(q, high));
         } else {
-          store_acts<false>(to + i, v.q);
+          store_acts<false>(to + i, q);
         }
       });
   const int32_t all = i_reduce_add(sum), high = i_reduce_add(sum_high);
@@ -103,26 +101,25 @@ void quantise_bytes(const float* x, int64_t n, float factor, int64_t depth, Act*
 }
 
 // One row of int4 activations; starts as pairs where weights have zero points.
-void quantise_groups(const float* x, int64_t n, float factor, int64_t depth, int group, bool zeros, Act* to,
-                     int32_t* starts) {
+template <bool Zeros>
+void quantise_groups(const float* x, int64_t n, float factor, int64_t depth, int group, Act* to, int32_t* starts) {
   const F16 by = f_set(factor);
   for (int64_t g = 0; g < depth; g += group) {
     I16 sum = i_zero();
     for_padded(
         x, n, g, g + group, [&](int64_t i, const F16& piece) __attribute__((always_inline)) {
-          const Integers v = integers(piece, by);
-          const I16 low = low_plane(v);
+          const I16 q = f_to_ints(f_mul(piece, by)), high = high_plane(q), low = low_plane(q, high);
           // The sums of 128 int8 are 16 bits wide: both planes are summed as one integer, 65536 * high + low.
-          sum = i_add(sum, zeros ? i_add(i_left<16>(v.high), low) : v.q);
+          sum = i_add(sum, Zeros ? i_add(i_left<16>(high), low) : q);
           if constexpr (sizeof(Act) == 1) {
-            store_acts<true>(to + i, v.high);
+            store_acts<true>(to + i, high);
             store_acts<true>(to + depth + i, low);
           } else {
-            store_acts<true>(to + i, v.q);
+            store_acts<true>(to + i, q);
           }
         });
     const int32_t all = i_reduce_add(sum);
-    if (zeros) {
+    if constexpr (Zeros) {
       const int32_t low = int16_t(all), high = (all - low) >> 16;
       *starts++ = int32_t(uint32_t(-high) << 16 | (uint32_t(-low) & 0xffff));
     } else {
@@ -143,8 +140,10 @@ void quantise_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int
     if (s.factor == 0.0f) {
       std::memset(acts, 0, size_t(row_acts) * sizeof(Act));
       std::memset(starts, 0, size_t(row_starts) * sizeof(int32_t));
+    } else if (has_zeros(f)) {
+      quantise_groups<true>(from, k, s.factor, depth, group_of(f), acts, starts);
     } else if (is_i4(f)) {
-      quantise_groups(from, k, s.factor, depth, group_of(f), has_zeros(f), acts, starts);
+      quantise_groups<false>(from, k, s.factor, depth, group_of(f), acts, starts);
     } else if (planes_of(f) == 2) {
       quantise_bytes<2>(from, k, s.factor, depth, acts, starts);
     } else {
