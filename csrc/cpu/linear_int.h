@@ -26,8 +26,8 @@ constexpr int nibble_vectors(int lines) { return byte_vectors(lines); }
 #endif
 
 constexpr int kNibblePlanes = planes_of(Format::i4_g32);
-// Rows of a register block of int4.
-constexpr int kNibbleRows = kNibblePlanes == 1 || nibble_vectors(8) > 1 ? 4 : 2;
+// Rows of a register block of int4: with 16 registers, more would spill.
+constexpr int kNibbleRows = nibble_vectors(8) > 1 ? 4 : 2;
 constexpr int kIntPiece = 256;   // k of a panel that all rows pass over before the next: at most 16 KB, stays in L1
 constexpr int kLineBlock = 192;  // lines of activations whose sums wait in scratch for the end of k
 
@@ -181,7 +181,7 @@ PYLLM_INLINE void group_sums(const GroupPiece& p, const uint8_t* group, int t, c
       if (Zeros) low = i_pairs(zero_pairs(group + 128 + 16 * (t + v)), low);
     }
   const uint8_t* line = group + (Zeros ? 192 : 128) + 64 * t;
-#pragma GCC unroll 2
+#pragma GCC unroll 1
   for (int k = 0; k < p.group; k += 8, line += 256) {
 #pragma GCC unroll 4
     for (int v = 0; v < V && Fetch; ++v) f_prefetch_l2(line + kAhead + 64 * v);
@@ -208,8 +208,10 @@ PYLLM_APART void group_block(const GroupPiece& p, int row) {
   const Act* x = p.x + row * kNibblePlanes * p.x_ld;
   const int32_t* starts = p.starts + row * p.starts_ld;
   const uint8_t* group = p.w;
+#pragma GCC unroll 1
   for (int g = 0; g < p.groups; ++g, group += p.stride, x += p.group) {
     for (int i = 0; i < (Zeros ? 192 : 128) && Fetch; i += 64) f_prefetch_l2(group + kAhead + i);
+#pragma GCC unroll 4
     for (int t = 0; t < 4; t += V) group_sums<R, V, Zeros, Fetch>(p, group, t, x, starts + g, p.c + row * kPanel);
   }
 }
