@@ -31,8 +31,11 @@ constexpr int kNibbleRows = nibble_vectors(8) > 1 ? 4 : 2;
 constexpr int kIntPiece = 256;   // k of a panel that all rows pass over before the next: at most 16 KB, stays in L1
 constexpr int kLineBlock = 192;  // lines of activations whose sums wait in scratch for the end of k
 
+// What byte_block() fetches into L2 beside `ahead`: the lines that lie there as those it reads lie in w.
+constexpr int kMirror = -1;
+
 // Sums c[R][64] of R lines of activations over `steps` blocks of 64 k of an int8 panel, for V tiles; `starts`: what
-// they begin from, nullptr: c. Fetches Lines lines into L2 for each 4 k, from `ahead` on.
+// they begin from, nullptr: c. Fetches Lines lines for each 4 k, from `ahead` on, or kMirror.
 template <int R, int V, int Lines>
 PYLLM_APART void byte_block(const uint8_t* w, const Act* x, int64_t x_ld, int64_t steps, const int32_t* starts,
                             const uint8_t* ahead, int32_t* c) {
@@ -44,12 +47,13 @@ PYLLM_APART void byte_block(const uint8_t* w, const Act* x, int64_t x_ld, int64_
       if (starts) sum[r][v] = i_set(starts[r]);
       else sum[r][v] = i_load(c + r * kPanel + 16 * v);
     }
-  for (; steps > 0; --steps, w += 64 * kPanel, x += 64)
+  for (; steps > 0; --steps, w += 64 * kPanel, x += 64, ahead += Lines == kMirror ? 64 * kPanel : 16 * 64 * Lines)
 #pragma GCC unroll 2
-    for (int i = 0; i < 16; ++i, ahead += 64 * Lines) {
+    for (int i = 0; i < 16; ++i) {
       Codes codes[V];
 #pragma GCC unroll 4
-      for (int j = 0; j < Lines; ++j) f_prefetch_l2(ahead + 64 * j);
+      for (int j = 0; j < (Lines == kMirror ? V : Lines); ++j)
+        f_prefetch_l2(ahead + (Lines == kMirror ? j * 1024 + i * 64 : (i * Lines + j) * 64));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) codes[v] = codes_bytes(w + v * 1024 + i * 64);
 #pragma GCC unroll 8
@@ -81,8 +85,9 @@ void byte_row(const BytePiece& p, int row, const uint8_t* ahead) {
   const int32_t* starts = p.starts ? p.starts + row : nullptr;
   int32_t* c = p.c + row * kPanel;
   byte_block<R, V, Lines>(p.w, x, p.x_ld, p.steps, starts, ahead, c);
+  constexpr int Later = Lines == kMirror ? kMirror : 0;
   for (int v = V; v < kPanel / 16; v += V)
-    byte_block<R, V, 0>(p.w + v * 1024, x, p.x_ld, p.steps, starts, ahead, c + 16 * v);
+    byte_block<R, V, Later>(p.w + v * 1024, x, p.x_ld, p.steps, starts, ahead + v * 1024, c + 16 * v);
 }
 
 template <int R>
@@ -93,21 +98,22 @@ void byte_row(const BytePiece& p, int row, int rows, int lines, const uint8_t* a
   if (lines == 0) return byte_row<R, 0>(p, row, ahead);
   if (lines == 1) return byte_row<R, 1>(p, row, ahead);
   if (lines == 2) return byte_row<R, 2>(p, row, ahead);
-  byte_row<R, 4>(p, row, ahead);
+  byte_row<R, kMirror>(p, row, ahead);
 }
 
-// Sums of rows [row0, row0 + rows) of panel p into c[rows * planes][64]. Where one block holds all rows it streams the
-// whole panel; else pieces, the next one fetched meanwhile by all blocks, each its share.
+// Sums of rows [row0, row0 + rows) of panel p into c[rows * planes][64]. Where one block holds all rows and all tiles
+// it streams the whole panel; else pieces, the next one fetched meanwhile by all blocks, each its share.
 void sum_bytes(const LinearArgs& a, const Quantised& q, int p, int row0, int rows, int32_t* c) {
   const int planes = planes_of(a.format), count = rows * planes, blocks = (count + kByteLines - 1) / kByteLines;
-  const int64_t depth = packed_k(a.format, a.k), piece = blocks == 1 ? depth : kIntPiece;
-  const int share = blocks == 1 || blocks == 2 ? 4 / blocks : blocks < 4 ? 2 : 1;
+  const bool stream = blocks == 1 && byte_vectors(count) == 4;
+  const int64_t depth = packed_k(a.format, a.k), piece = stream ? depth : kIntPiece;
+  const int share = blocks == 1 ? kMirror : blocks < 4 ? 2 : 1;
   const uint8_t* w = a.weights + size_t(p) * panel_bytes(a.format, a.k);
   for (int64_t k = 0, length; k < depth; k += length, w += length * kPanel) {
     length = 64 * next_part(int((depth - k) / 64), int(piece / 64));
     const BytePiece part = {w,           q.acts + row0 * planes * depth + k,          depth,
                             length / 64, k == 0 ? q.starts + row0 * planes : nullptr, c};
-    const uint8_t *ahead = w + (blocks == 1 ? kAhead : length * kPanel), *end = ahead + length * kPanel;
+    const uint8_t *ahead = w + (stream ? kAhead : length * kPanel), *end = ahead + length * kPanel;
     for (int line = 0, n; line < count; line += n, ahead += 16 * share * length) {
       n = next_part(count - line, kByteLines);
       byte_row<kByteLines>(part, line, n, ahead < end ? share : 0, ahead);
