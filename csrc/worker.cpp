@@ -208,7 +208,7 @@ void Worker::linear_with_summary(const LinearArgs& a, Team::Range panels) {
     for (int64_t r = 0; r < a.m; r++)
       for (int64_t i = p; i < end; i++)
         k_.summarise(a.y + r * a.y_ld + i * kPanel, std::min<int64_t>(kPanel, width - i * kPanel),
-                     s_.summary + (r * all + i) * 2);
+                     s_.scales ? s_.scales[r] : 1.0f, s_.summary + (r * all + i) * 2);
   }
 }
 
