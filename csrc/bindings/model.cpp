@@ -72,8 +72,8 @@ const float* scales_of(const py::object& scales, int64_t rows) {
     throw Error(ErrorKind::array, text("[summary] scales must be a float32 array of the output's ", rows, " rows"));
   const float* values = static_cast<const float*>(py::array(scales).data());
   for (int64_t r = 0; r < rows; r++)
-    if (!(values[r] > 0.0f && values[r] < 3.4e38f))
-      throw Error(ErrorKind::array, text("[summary] scales must be positive numbers, got ", values[r], " for row ", r));
+    if (!(values[r] >= 0.0f && values[r] < 3.4e38f))
+      throw Error(ErrorKind::array, text("[summary] scales must be numbers >= 0, got ", values[r], " for row ", r));
   return values;
 }
 

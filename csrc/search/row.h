@@ -260,10 +260,15 @@ struct Row {
   }
 
   // Sums of exp((x - max) * scale) over the blocks (padded with 0), and their sum, which never depends on where the
-  // blocks came from; the maximum is finite and sums are there.
+  // blocks came from; the maximum is finite.
   std::vector<float> weights(double* total) const {
-    std::vector<float> all(tops.size());
-    *total = kRow.weigh(tops.data(), sums.data(), tops.size(), max, scale, all.data());
+    std::vector<float> all(tops.size()), own;
+    if (sums.empty()) {
+      own.resize(tops.size());
+      for (size_t b = 0; b < count; ++b) own[b] = block_sum(b);
+    }
+    const float* from = sums.empty() ? own.data() : sums.data();
+    *total = kRow.weigh(tops.data(), from, tops.size(), max, scale, all.data());
     return all;
   }
   // NaN where softmax is undefined (a NaN or +inf in the row), -inf for a row of -inf.

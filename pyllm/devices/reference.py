@@ -130,4 +130,5 @@ def _summarised(logits: NDArray[np.float64], scales: NDArray[np.float32] | None)
     blocks = padded.reshape(rows, -1, SUMMARY_COLUMNS)
     highest = blocks.max(axis=2)
     scale = 1.0 if scales is None else scales.astype(np.float64)[:, None, None]
-    return np.stack([highest, np.exp((blocks - highest[:, :, None]) * scale).sum(axis=2)], axis=2).astype(np.float32)
+    below = np.where(np.isneginf(blocks), -np.inf, (blocks - highest[:, :, None]) * scale)  # padding counts for nothing
+    return np.stack([highest, np.exp(below).sum(axis=2)], axis=2).astype(np.float32)

@@ -53,10 +53,10 @@ class Choosing:
         self.others: list[tuple[Group, int]] = []
         self.summary: Summary | None = None
         scales = [group.policy.summary_scale if group.guesses is None else None for group in groups]
-        if summarises and any(scales):
+        if summarises and any(scale is not None for scale in scales):
             self.summary = Summary()
-            if set(scales) - {None, 1.0}:
-                each = np.array([scale or 1.0 for scale in scales], np.float32)
+            if set(scales) != {1.0}:
+                each = np.array([scale or 0.0 for scale in scales], np.float32)
                 self.summary.scales = np.repeat(each, [group.rows for group in groups])
 
     def blocks(self, group: Group, row: int) -> NDArray[np.float32] | None:
