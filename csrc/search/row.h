@@ -130,7 +130,14 @@ namespace avx512 {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps(a, b, c); }
-static inline float reduce_max(const Floats* v) { return _mm512_reduce_max_ps(*v); }
+static inline float reduce_max(const Floats* v) {
+  __m256 half[2];
+  std::memcpy(half, v, 64);
+  const __m256 m8 = _mm256_max_ps(half[0], half[1]);
+  const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+  const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+  return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
+}
 static inline bool any(const Ints* v) { return _mm512_test_epi32_mask((__m512i)*v, (__m512i)*v) != 0; }
 static inline Floats evens(Floats a, Floats b) {
   const __m512i which = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
