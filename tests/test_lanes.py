@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from test_engine import prompt_of
 
 import pyllm
+from pyllm.checkpoint import open_checkpoint
 from pyllm.decode import _search
 from pyllm.decode.options import GenerationOptions
 from pyllm.decode.policy import Policy, make_policy
+from pyllm.devices.cpu import CpuRunner
 from pyllm.engine.engine import Engine
-from pyllm.errors import NumericError
+from pyllm.errors import ArrayError, NumericError
+from pyllm.models import bind
 from pyllm.program.batch import Batch, Summary
 
 Floats = NDArray[np.float32]
@@ -127,7 +130,9 @@ def _same(logits: Floats, blocks: Floats, scale: float) -> bool:
     """Bit for bit: log-probabilities and draws from a device's summary are those from its logits."""
     running = [0.0] * len(logits)
     if scale == 0:
-        assert [_search.best_token(logits[r:], blocks[r:]) for r in range(len(logits))] == logits.argmax(axis=1).tolist()
+        assert [_search.best_token(logits[r:], blocks[r:]) for r in range(len(logits))] == logits.argmax(
+            axis=1
+        ).tolist()
         return True
     if scale == 1:
         plain = _search.best_continuations(logits, running, 9, True)
@@ -233,3 +238,36 @@ def test_lanes_report_damaged_logits(options: dict[str, Any]) -> None:
     policies = [make_policy([3, index], chosen, vocab_size=23) for index in range(3)]
     with Engine(Damaged()) as engine, pytest.raises(NumericError, match="NaN at position 12"):
         drive(engine, policies, late=0)
+
+
+def test_scales_of_summaries(isa: str) -> None:
+    """Of each row its own; 0 leaves numbers of columns, and anything but a number as no number."""
+    with pyllm.load(toy_folder("gpt2"), dtype="float32") as model:
+        runner = CpuRunner(model.network, bind(model.network, open_checkpoint(model.folder)), dtype="float32", isa=isa)
+        size = model.program.vocab_size
+        batch = Batch(
+            ids=np.arange(3, dtype=np.int32),
+            positions=np.arange(3, dtype=np.int32),
+            starts=np.array([0, 3], np.int32),
+            context=np.array([3], np.int32),
+            block_table=np.array([[0]], np.int32),
+            logit_rows=np.arange(3, dtype=np.int32),
+        )
+        cache = runner.new_cache()
+        batch.block_table[0, 0] = cache.allocate()
+        summary = Summary(scales=np.array([0.0, 1.0, 0.6], np.float32))
+        logits = runner.run(batch, cache, summary=summary)
+        for row, scale in enumerate((0.0, 1.0, 0.6)):
+            for block in range(-(-size // 64)):
+                values = logits[row, 64 * block : 64 * block + 64].astype(np.float64)
+                assert summary.blocks[row, block, 0] == values.max()
+                expected = np.sum(np.exp((values - values.max()) * scale))
+                assert summary.blocks[row, block, 1] == pytest.approx(expected, rel=1e-5)
+        for wrong in (
+            np.ones(2, np.float32),
+            np.ones(3),
+            np.array([1, np.nan, 1], np.float32),
+            -np.ones(3, np.float32),
+        ):
+            with pytest.raises(ArrayError, match="scales"):
+                runner.run(batch, cache, summary=Summary(scales=wrong))

@@ -130,5 +130,7 @@ def _summarised(logits: NDArray[np.float64], scales: NDArray[np.float32] | None)
     blocks = padded.reshape(rows, -1, SUMMARY_COLUMNS)
     highest = blocks.max(axis=2)
     scale = 1.0 if scales is None else scales.astype(np.float64)[:, None, None]
-    below = np.where(np.isneginf(blocks), -np.inf, (blocks - highest[:, :, None]) * scale)  # padding counts for nothing
-    return np.stack([highest, np.exp(below).sum(axis=2)], axis=2).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # -inf * 0, and blocks of nothing but -inf, whose sum is to be NaN
+        powers = np.exp((blocks - highest[:, :, None]) * scale)
+    powers[:, -1, n - (blocks.shape[1] - 1) * SUMMARY_COLUMNS :] = 0  # the padding
+    return np.stack([highest, powers.sum(axis=2)], axis=2).astype(np.float32)
