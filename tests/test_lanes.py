@@ -263,6 +263,11 @@ def test_scales_of_summaries(isa: str) -> None:
                 assert summary.blocks[row, block, 0] == values.max()
                 expected = np.sum(np.exp((values - values.max()) * scale))
                 assert summary.blocks[row, block, 1] == pytest.approx(expected, rel=1e-5)
+        batch.logit_rows = np.zeros(0, np.int32)
+        nothing = Summary()
+        runner.run(batch, cache, summary=nothing)
+        assert nothing.blocks.shape == (0, -(-size // 64), 2)
+        batch.logit_rows = np.arange(3, dtype=np.int32)
         for wrong in (
             np.ones(2, np.float32),
             np.ones(3),
