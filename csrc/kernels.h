@@ -155,6 +155,7 @@ struct AttendArgs {
   const uint8_t* const* blocks;        // [ceil(num_keys / 32)] base of each block
   size_t block_offset;                 // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
   const float* const* bias = nullptr;  // [vectors] pointers to num_keys floats each, or nullptr
+  size_t next_offset = 0;  // block_offset of what this thread attends to next, to be fetched ahead; 0: not known
   // [vectors] pointers to num_keys floats each, or nullptr: p / sum(p), not rounded, for the keys a vector sees. What
   // is written besides lies in the same blocks of 16 keys, and is 0.
   float* const* weights = nullptr;

@@ -171,23 +171,31 @@ PYLLM_INLINE void for_sets(int vectors, Each each) {
 // pays. Otherwise the neighbouring tokens' calls find them in L2 and prefetches would only take load slots.
 inline bool reads_from_memory(const AttendArgs& a) { return a.first_head + a.vectors <= a.group; }
 
-// The order in which halves of blocks are read: K of the visible blocks, then V. ahead(i): the half to fetch while the
-// i-th one is worked on, some KB later; the i-th itself where nothing is to be fetched.
+// The order in which halves of blocks are read: K of the visible blocks, V of them, then K of the next head if it is
+// known. ahead(i): the half to fetch while the i-th one is worked on, 8 KB later or more; the i-th itself where nothing
+// is to be fetched.
 class Stream {
  public:
   Stream(const AttendArgs& a, BlockRange blocks)
       : a_(a),
         first_(blocks.begin),
         count_(blocks.end - blocks.begin),
-        distance_(reads_from_memory(a) ? int64_t(kAhead / kv_half_bytes(a.format, a.head_dim)) + 1 : 0) {}
+        distance_(reads_from_memory(a) ? int64_t(kAhead / kv_half_bytes(a.format, a.head_dim)) + 1 : 0) {
+    for (int64_t i = 1; i < distance_ && i < 2 * count_; ++i)  // the first is read at once
+      for (size_t line = 0; line < kv_half_bytes(a.format, a.head_dim); line += 64) f_prefetch_l2(half(i) + line);
+  }
   const uint8_t* half(int64_t i) const {
     return i < count_ ? key_block(a_, first_ + i) : value_block(a_, first_ + i - count_);
   }
-  const uint8_t* ahead(int64_t i) const { return half(i + distance_ < 2 * count_ ? i + distance_ : i); }
+  const uint8_t* ahead(int64_t i) const {
+    const int64_t later = i + distance_, beyond = later - 2 * count_;
+    if (beyond < 0) return half(later);
+    return a_.next_offset && beyond < count_ ? a_.blocks[first_ + beyond] + a_.next_offset : half(i);
+  }
   int64_t count() const { return count_; }
 
  private:
-  static constexpr size_t kAhead = 8191;
+  static constexpr size_t kAhead = 8191;  // less than 4 KB is too late, more than 8 KB brought nothing
   const AttendArgs& a_;
   const int64_t first_, count_, distance_;
 };

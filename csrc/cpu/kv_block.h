@@ -156,51 +156,68 @@ PYLLM_INLINE P16 p_pair(const float* rows, int64_t ld, int g, int64_t r) {
   return p_set(pair);
 }
 
-// bf16 by VDPBF16PS; q: rows of bf16. Both token halves at a time where the registers hold them.
+// bf16 by VDPBF16PS; q: rows of bf16. Both token halves at a time: the instruction's latency wants a dozen sums.
 template <int C>
 __attribute__((noinline)) void score_block_bf16(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
                                                 float* scores, int64_t row) {
-  constexpr int kHalves = C <= 4 ? 2 : 1;
   const int64_t half = ep * 32;
-  for (int h = 0; h < 2; h += kHalves) {
-    F16 sum[kHalves][C];
-#pragma GCC unroll 2
-    for (int j = 0; j < kHalves; ++j)
+  F16 low[C], high[C];
 #pragma GCC unroll 8
-      for (int g = 0; g < C; ++g) sum[j][g] = f_zero();
-    for (int64_t r = 0; r < ep / 2; ++r)
-#pragma GCC unroll 2
-      for (int j = 0; j < kHalves; ++j) {
-        const P16 line = p_load(keys + (h + j) * half + 64 * r);
-        f_prefetch_l2(next + (h + j) * half + 64 * r);
+  for (int g = 0; g < C; ++g) low[g] = high[g] = f_zero();
+  for (int64_t r = 0; r < ep / 2; ++r, keys += 64, next += 64) {
+    const P16 k0 = p_load(keys), k1 = p_load(keys + half);
+    f_prefetch_l2(next);
+    f_prefetch_l2(next + half);
 #pragma GCC unroll 8
-        for (int g = 0; g < C; ++g) sum[j][g] = f_dpbf16(sum[j][g], line, p_pair(q, ep, g, r));
-      }
-#pragma GCC unroll 2
-    for (int j = 0; j < kHalves; ++j)
+    for (int g = 0; g < C; ++g) {
+      const P16 pair = p_pair(q, ep, g, r);
+      low[g] = f_dpbf16(low[g], k0, pair);
+      high[g] = f_dpbf16(high[g], k1, pair);
+    }
+  }
 #pragma GCC unroll 8
-      for (int g = 0; g < C; ++g) f_store(scores + g * row + 16 * (h + j), sum[j][g]);
+  for (int g = 0; g < C; ++g) {
+    f_store(scores + g * row, low[g]);
+    f_store(scores + g * row + 16, high[g]);
   }
 }
 
-// bf16 by VDPBF16PS; p: rows of bf16.
+// Outputs of 16 * Tiles dims.
+template <int C, int Tiles>
+PYLLM_INLINE void value_pairs(const uint8_t* values, const uint8_t* next, const float* p, int64_t row, int64_t ep,
+                              float* outputs) {
+  F16 sum[Tiles][C];
+#pragma GCC unroll 2
+  for (int j = 0; j < Tiles; ++j)
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) sum[j][g] = f_load(outputs + g * ep + 16 * j);
+#pragma GCC unroll 4
+  for (int r = 0; r < kBlockTokens / 2; ++r) {
+    P16 line[Tiles];
+#pragma GCC unroll 2
+    for (int j = 0; j < Tiles; ++j) {
+      line[j] = p_load(values + 1024 * j + 64 * r);
+      f_prefetch_l2(next + 1024 * j + 64 * r);
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) {
+      const P16 pair = p_pair(p, row, g, r);
+#pragma GCC unroll 2
+      for (int j = 0; j < Tiles; ++j) sum[j][g] = f_dpbf16(sum[j][g], line[j], pair);
+    }
+  }
+#pragma GCC unroll 2
+  for (int j = 0; j < Tiles; ++j)
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) f_store(outputs + g * ep + 16 * j, sum[j][g]);
+}
+// bf16 by VDPBF16PS; p: rows of bf16. Few vectors read tile after tile: memory likes one stream.
 template <int C>
 __attribute__((noinline)) void value_block_bf16(const uint8_t* values, const uint8_t* next, const float* p, int64_t row,
                                                 int64_t ep, float* outputs) {
-  for (int64_t d = 0; d < ep; d += 16, values += 1024, next += 1024) {
-    F16 sum[C];
-#pragma GCC unroll 8
-    for (int g = 0; g < C; ++g) sum[g] = f_load(outputs + g * ep + d);
-#pragma GCC unroll 16
-    for (int r = 0; r < kBlockTokens / 2; ++r) {
-      const P16 line = p_load(values + 64 * r);
-      f_prefetch_l2(next + 64 * r);
-#pragma GCC unroll 8
-      for (int g = 0; g < C; ++g) sum[g] = f_dpbf16(sum[g], line, p_pair(p, row, g, r));
-    }
-#pragma GCC unroll 8
-    for (int g = 0; g < C; ++g) f_store(outputs + g * ep + d, sum[g]);
-  }
+  constexpr int kTiles = C > 3 ? 2 : 1;
+  for (int64_t d = 0; d < ep; d += 16 * kTiles, values += 1024 * kTiles, next += 1024 * kTiles)
+    value_pairs<C, kTiles>(values, next, p, row, ep, outputs + d);
 }
 #else
 // One TDPBF16PS: sum[g] += (chain of the even products) + (chain of the odd products) over 32 values a[g][0..32),

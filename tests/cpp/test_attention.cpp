@@ -232,7 +232,7 @@ int64_t tested_vectors(const Shape& s) { return std::min<int64_t>(40, s.num_keys
 
 // Tables whose bits nobody else has: without fused multiply-add, or with the order of VDPBF16PS.
 bool own_order(const Kernels* k, KvFormat format) {
-  return is_scalar(k) || (format == KvFormat::bf16 && std::string(k->name) == "avx512_bf16");
+  return is_scalar(k) || (format == KvFormat::bf16 && sums_pairs(k));
 }
 
 class Attention : public testing::TestWithParam<KvFormat> {};
