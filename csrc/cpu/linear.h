@@ -1,5 +1,5 @@
-// Matmul over packed panels for float32 and bfloat16 and any number of rows. The arithmetic of an output never depends
-// on how many rows there are. AMX has amx_linear.h.
+// Matmul over packed panels for float32, float16 and bfloat16 and any number of rows. The arithmetic of an output never
+// depends on how many rows there are. AMX has amx_linear.h.
 #pragma once
 #include "cpu/linear_blocks.h"
 #include "cpu/linear_finish.h"
@@ -17,7 +17,7 @@ constexpr int kWordInputs = 1;
 
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
-  const bool floats = a.format == Format::f32;
+  const bool halves = a.format == Format::f16, floats = a.format == Format::f32 || halves;
   const int step = floats ? 1 : kWordInputs;
   const int64_t depth = packed_k(a.format, a.k) / step, x_ld = floats ? a.x_ld : depth, unit = floats ? 1 : 32 / step;
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;
@@ -25,9 +25,14 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
   const uint8_t* w = a.weights + size_t(p) * panel_bytes(a.format, a.k);
   for (int64_t k = 0, steps; k < depth; k += steps) {
     steps = unit * next_part(int((depth - k) / unit), int(kPiece / unit));
-    const int64_t bytes = steps * kPanel * (floats ? 4 : 2 * step);
+    const int64_t bytes = steps * kPanel * (floats && !halves ? 4 : 2 * step);
     Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld};
-    if (floats) {
+    if (halves && rows < kUnpackFrom) {
+      all_rows<Blocks::halves, kUnpackFrom - 1>(piece, rows);
+    } else if (halves) {
+      widen_piece(w, steps, unpacked);
+      all_rows<Blocks::floats, kBlockRows>(piece, rows);
+    } else if (floats) {
       piece.weights = reinterpret_cast<const float*>(w);
       all_rows<Blocks::floats, kBlockRows>(piece, rows);
     } else if (kWordInputs == 2) {
@@ -67,7 +72,7 @@ void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int 
 size_t linear_scratch(const LinearArgs& a, int panels) {
   (void)panels;
   const size_t sums = size_t(a.m < kRowBlock ? a.m : kRowBlock) * kPanel * sizeof(float);
-  return sums + (a.format == Format::bf16 ? size_t(kPiece) * kPanel * sizeof(float) : 0);
+  return sums + (a.format != Format::f32 ? size_t(kPiece) * kPanel * sizeof(float) : 0);
 }
 
 void linear_panels(const LinearArgs& a, int p0, int p1, void* scratch) {

@@ -34,17 +34,20 @@ PYLLM_INLINE int next_part(int left, int most) {
   return (left + parts - 1) / parts;
 }
 
+PYLLM_INLINE F16 load_weights(const float* w) { return f_load(w); }
+PYLLM_INLINE F16 load_weights(const uint16_t* halves) { return f_f16_load(halves); }
+
 // sum[r][v] += x[r * x_ld + s * XStep] * w[s * WStep + 16 v ..] for s ascending: one FMA chain per output. Fetches
-// Lines lines a step into L2, from `ahead` on.
-template <int R, int V, int WStep, int XStep, int Lines>
-PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const float* w, const float* x, int64_t x_ld, int64_t steps,
+// Lines lines a step into L2, from `ahead` on. W: float, or uint16_t for float16.
+template <int R, int V, int WStep, int XStep, int Lines, class W>
+PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const W* w, const float* x, int64_t x_ld, int64_t steps,
                              const uint8_t* ahead) {
   for (int64_t s = 0; s < steps; ++s, w += WStep, x += XStep, ahead += 64 * Lines) {
     F16 weight[V];
 #pragma GCC unroll 4
     for (int i = 0; i < Lines; ++i) f_prefetch_l2(ahead + 64 * i);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) weight[v] = f_load(w + 16 * v);
+    for (int v = 0; v < V; ++v) weight[v] = load_weights(w + 16 * v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F16 activation = f_set(x[r * x_ld]);
@@ -54,10 +57,10 @@ PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const float* w, const float* x, i
   }
 }
 
-// One register block of float32: sums c[R][64] (`first`: from zero) over a piece of k.
-template <int R, int V, int Lines>
-PYLLM_APART void float_block(const float* w, const float* x, int64_t x_ld, int64_t steps, bool first,
-                             const uint8_t* ahead, float* c) {
+// One register block of float32 or float16 weights: sums c[R][64] (`first`: from zero) over a piece of k.
+template <int R, int V, int Lines, class W>
+PYLLM_APART void float_block(const W* w, const float* x, int64_t x_ld, int64_t steps, bool first, const uint8_t* ahead,
+                             float* c) {
   F16 sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -153,7 +156,11 @@ struct Piece {
   int64_t y_ld;
 };
 
-enum class Blocks { floats, pairs, stream, dots };
+void widen_piece(const uint8_t* halves, int64_t steps, float* out) {
+  for (int64_t i = 0; i < steps * kPanel; i += 16) f_store(out + i, f_f16_load(halves + 2 * i));
+}
+
+enum class Blocks { floats, halves, pairs, stream, dots };
 
 template <Blocks B, int R, int Lines>
 void block_row(const Piece& p, int row, const uint8_t* ahead) {
@@ -161,14 +168,20 @@ void block_row(const Piece& p, int row, const uint8_t* ahead) {
   float* c = p.c + row * kPanel;
   if constexpr (B == Blocks::stream) {
     stream_block<R, Lines != 0>(p.packed, x, p.x_ld, p.steps, p.first, c);
+  } else if constexpr (B == Blocks::halves) {
+    constexpr int V = block_vectors(R);
+    const uint16_t* w = reinterpret_cast<const uint16_t*>(p.packed);
+    float_block<R, V, Lines>(w, x, p.x_ld, p.steps, p.first, ahead, c);
+    for (int v = V; v < kPanel / 16; v += V)
+      float_block<R, V, 0>(w + 16 * v, x, p.x_ld, p.steps, p.first, ahead, c + 16 * v);
 #ifdef PYLLM_BF16_DOT
   } else if constexpr (B == Blocks::dots) {
     dot_block<R, Lines>(p.packed, reinterpret_cast<const uint32_t*>(x), p.x_ld, p.steps, p.first, ahead, c);
 #endif
   } else {
     constexpr int V = block_vectors(R);
-    constexpr auto fetching = B == Blocks::floats ? float_block<R, V, Lines> : pair_block<R, V, Lines>;
-    constexpr auto block = B == Blocks::floats ? float_block<R, V, 0> : pair_block<R, V, 0>;
+    constexpr auto fetching = B == Blocks::floats ? float_block<R, V, Lines, float> : pair_block<R, V, Lines>;
+    constexpr auto block = B == Blocks::floats ? float_block<R, V, 0, float> : pair_block<R, V, 0>;
     fetching(p.weights, x, p.x_ld, p.steps, p.first, ahead, c);
     for (int v = V; v < kPanel / 16; v += V) block(p.weights + 16 * v, x, p.x_ld, p.steps, p.first, ahead, c + 16 * v);
   }

@@ -49,7 +49,7 @@ TEST_P(Search, OddValuesAreSeenWhereverTheyAre) {
       EXPECT_TRUE(std::isnan(Row(x.data(), x.size()).log_sum_exp()));
       EXPECT_LE(Row(x.data(), x.size()).top_k(2000).size(), x.size());
       cut_top_k(x.data(), x.size(), 1000);
-      EXPECT_EQ(sample(x.data(), x.size(), 3, 0.5, 0.1, 0.5), -1);
+      EXPECT_EQ(sample(x.data(), x.size(), {1.0, 3, 0.5, 0.1}, 0.5), -1);
     }
   }
 }
@@ -63,7 +63,7 @@ TEST_P(Search, EveryDrawIsAToken) {
             std::vector<float> x = random_row(n, 7);
             for (size_t i = 0; i + 1 < n; i += 2) x[i] = -INFINITY;
             const std::vector<float> before = x;
-            const int32_t token = sample(x.data(), n, k, p, ratio, u);
+            const int32_t token = sample(x.data(), n, {1.0, k, p, ratio}, u);
             ASSERT_TRUE(token >= 0 && size_t(token) < n);
             EXPECT_TRUE(std::isfinite(before[size_t(token)]));
           }
