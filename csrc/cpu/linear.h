@@ -15,6 +15,13 @@ constexpr int kWordInputs = 2;
 constexpr int kWordInputs = 1;
 #endif
 
+// Whether one register block takes all rows and all outputs of a panel at once, whatever k.
+bool in_one_block(Format f, int rows) {
+  if (f == Format::bf16 && kWordInputs == 1) return rows < kUnpackFrom && rows <= kStreamRows;
+  if (f == Format::f16 && rows >= kUnpackFrom) return false;
+  return rows <= kBlockRows && block_vectors(rows) * 16 == kPanel;
+}
+
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
   const bool halves = a.format == Format::f16, floats = a.format == Format::f32 || halves;
@@ -23,10 +30,11 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;
   const float* y = a.y + row0 * a.y_ld + int64_t(p) * (a.gated ? kPanel / 2 : kPanel);
   const uint8_t* w = a.weights + size_t(p) * panel_bytes(a.format, a.k);
+  const bool streams = in_one_block(a.format, rows);
   for (int64_t k = 0, steps; k < depth; k += steps) {
-    steps = unit * next_part(int((depth - k) / unit), int(kPiece / unit));
+    steps = streams ? depth : unit * next_part(int((depth - k) / unit), int(kPiece / unit));
     const int64_t bytes = steps * kPanel * (floats && !halves ? 4 : 2 * step);
-    Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld};
+    Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld, streams};
     if (halves && rows < kUnpackFrom) {
       all_rows<Blocks::halves, kUnpackFrom - 1>(piece, rows);
     } else if (halves) {

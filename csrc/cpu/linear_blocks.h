@@ -9,19 +9,24 @@ namespace {
 
 // Register blocks are R rows by V vectors of 16 outputs; R * V accumulators, V weights and one activation must fit the
 // registers or everything spills. kStreamRows: rows of a pass of the bfloat16 kernel that unpacks as it goes (two
-// accumulators a row). kUnpackFrom: rows from which unpacking a piece of weights to floats first is faster.
+// accumulators a row). kUnpackFrom: rows from which unpacking a piece of weights to floats first is faster. kNear: the
+// next piece is fetched into L1 as well (better where blocks narrower than a panel read every other line).
 #if defined(__AVX512F__)  // 32 registers, F16 is one
 constexpr int kBlockRows = 6, kStreamRows = 4, kUnpackFrom = 5;
 constexpr int block_vectors(int) { return 4; }
+constexpr bool kNear = false;
 #elif defined(__AVX2__)     // 16 registers, F16 is two
 constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
 constexpr int block_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr bool kNear = true;
 #elif defined(__aarch64__)  // 32 registers, F16 is four
 constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
 constexpr int block_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr bool kNear = false;
 #else                       // 16 registers, F16 is four
 constexpr int kBlockRows = 3, kStreamRows = 3, kUnpackFrom = 4;
 constexpr int block_vectors(int rows) { return rows == 1 ? 2 : 1; }
+constexpr bool kNear = false;
 #endif
 
 constexpr int kRowBlock = 96;  // rows whose sums wait in scratch for the end of k: 24 KB of floats
@@ -38,14 +43,14 @@ PYLLM_INLINE F16 load_weights(const float* w) { return f_load(w); }
 PYLLM_INLINE F16 load_weights(const uint16_t* halves) { return f_f16_load(halves); }
 
 // sum[r][v] += x[r * x_ld + s * XStep] * w[s * WStep + 16 v ..] for s ascending: one FMA chain per output. Fetches
-// Lines lines a step into L2, from `ahead` on. W: float, or uint16_t for float16.
+// Lines lines a step, from `ahead` on. W: float, or uint16_t for float16.
 template <int R, int V, int WStep, int XStep, int Lines, class W>
 PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const W* w, const float* x, int64_t x_ld, int64_t steps,
                              const uint8_t* ahead) {
   for (int64_t s = 0; s < steps; ++s, w += WStep, x += XStep, ahead += 64 * Lines) {
     F16 weight[V];
 #pragma GCC unroll 4
-    for (int i = 0; i < Lines; ++i) f_prefetch_l2(ahead + 64 * i);
+    for (int i = 0; i < Lines; ++i) fetch_line<(kNear && V < 4)>(ahead + 64 * i);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) weight[v] = load_weights(w + 16 * v);
 #pragma GCC unroll 8
@@ -154,6 +159,7 @@ struct Piece {
   float* c;               // sums [rows][64]
   const float* y;         // where they end up
   int64_t y_ld;
+  bool streams;  // one block reads all of k: fetch kAhead on, not the next piece
 };
 
 void widen_piece(const uint8_t* halves, int64_t steps, float* out) {
@@ -162,28 +168,37 @@ void widen_piece(const uint8_t* halves, int64_t steps, float* out) {
 
 enum class Blocks { floats, halves, pairs, stream, dots };
 
+template <Blocks B>
+PYLLM_INLINE const auto* weights_of(const Piece& p) {
+  if constexpr (B == Blocks::halves) return reinterpret_cast<const uint16_t*>(p.packed);
+  else return p.weights;
+}
+template <Blocks B, int R, int V, int Lines>
+constexpr auto row_block() {
+  if constexpr (B == Blocks::halves) return float_block<R, V, Lines, uint16_t>;
+  else if constexpr (B == Blocks::floats) return float_block<R, V, Lines, float>;
+  else return pair_block<R, V, Lines>;
+}
+
 template <Blocks B, int R, int Lines>
 void block_row(const Piece& p, int row, const uint8_t* ahead) {
   const float* x = p.x + row * p.x_ld;
   float* c = p.c + row * kPanel;
   if constexpr (B == Blocks::stream) {
     stream_block<R, Lines != 0>(p.packed, x, p.x_ld, p.steps, p.first, c);
-  } else if constexpr (B == Blocks::halves) {
-    constexpr int V = block_vectors(R);
-    const uint16_t* w = reinterpret_cast<const uint16_t*>(p.packed);
-    float_block<R, V, Lines>(w, x, p.x_ld, p.steps, p.first, ahead, c);
-    for (int v = V; v < kPanel / 16; v += V)
-      float_block<R, V, 0>(w + 16 * v, x, p.x_ld, p.steps, p.first, ahead, c + 16 * v);
 #ifdef PYLLM_BF16_DOT
   } else if constexpr (B == Blocks::dots) {
     dot_block<R, Lines>(p.packed, reinterpret_cast<const uint32_t*>(x), p.x_ld, p.steps, p.first, ahead, c);
 #endif
   } else {
     constexpr int V = block_vectors(R);
-    constexpr auto fetching = B == Blocks::floats ? float_block<R, V, Lines, float> : pair_block<R, V, Lines>;
-    constexpr auto block = B == Blocks::floats ? float_block<R, V, 0, float> : pair_block<R, V, 0>;
-    fetching(p.weights, x, p.x_ld, p.steps, p.first, ahead, c);
-    for (int v = V; v < kPanel / 16; v += V) block(p.weights + 16 * v, x, p.x_ld, p.steps, p.first, ahead, c + 16 * v);
+    constexpr int passes = kPanel / 16 / V, each = (Lines + passes - 1) / passes, fetching = each ? Lines / each : 0;
+    constexpr auto fetch = row_block<B, R, V, each>(), block = row_block<B, R, V, 0>();
+    const auto* w = weights_of<B>(p);
+    for (int i = 0; i < passes; ++i) {
+      (i < fetching ? fetch : block)(w + 16 * V * i, x, p.x_ld, p.steps, p.first, ahead, c + 16 * V * i);
+      ahead += 64 * each * p.steps;
+    }
   }
 }
 
@@ -198,13 +213,13 @@ void block_row(const Piece& p, int row, int rows, int lines, const uint8_t* ahea
   block_row<B, R, 4>(p, row, ahead);
 }
 
-// All rows over one piece. The next piece is fetched into L2 meanwhile, each register block its share; so are the lines
-// of y (one miss a line would cost a tenth of the time of many rows).
+// All rows over one piece. The next piece is fetched meanwhile, each register block its share; so are the lines of y
+// into L2 (one miss a line would cost a tenth of the time of many rows).
 template <Blocks B, int Most>
 void all_rows(const Piece& p, int rows) {
   const int blocks = (rows + Most - 1) / Most, lines = int(p.bytes / 64 / p.steps);
   const int share = (lines + blocks - 1) / blocks;
-  const uint8_t *ahead = p.packed + p.bytes, *end = ahead + p.bytes;
+  const uint8_t *ahead = p.packed + (p.streams ? kAhead : p.bytes), *end = ahead + p.bytes;
   for (int row = 0, part; row < rows; row += part) {
     part = next_part(rows - row, Most);
     block_row<B, Most>(p, row, part, ahead < end ? share : 0, ahead);

@@ -69,6 +69,8 @@ class _Int8(QuantizedMatrix):
         outputs, inputs = parts.shape("weight")
         if not parts.check("SCB", ("F32", "F16", "BF16"), (outputs,)):
             return
+        if "weight_format" in parts and not parts.check("weight_format", ("U8", "I8", "I32", "I64")):
+            return
         if "weight_format" in parts and int(parts.array("weight_format").ravel()[:1].sum()) != 0:
             self.problems.append(f"{parts.parts['weight_format']} must be 0 (rows)")
         self.shape = (outputs, inputs)
@@ -133,7 +135,7 @@ class _FourBit(QuantizedMatrix):
         for key in ("blocksize", *nested):
             if not _is_size(state.get(key)):
                 self.problems.append(f"{name} must have a {key} > 0, got {state.get(key)!r:.80}")
-        if nested and not isinstance(state.get("nested_offset"), (int, float)):
+        if nested and not _is_number(state.get("nested_offset")):
             self.problems.append(f"{name} must have a number nested_offset, got {state.get('nested_offset')!r:.80}")
         self._state = state
         return len(self.problems) == count
@@ -165,10 +167,14 @@ class _FourBit(QuantizedMatrix):
         if "nested_absmax" not in self.parts:
             return floats_of(absmax)
         table = read(self.parts["nested_quant_map"]).astype(np.float32)
-        outer = np.repeat(read(self.parts["nested_absmax"]).astype(np.float32), self._state["nested_blocksize"])
-        sizes: NDArray[np.float32] = table[absmax] * outer[: len(absmax)]
+        outer = read(self.parts["nested_absmax"]).astype(np.float32)
+        sizes: NDArray[np.float32] = table[absmax] * outer[np.arange(len(absmax)) // self._state["nested_blocksize"]]
         sizes += np.float32(self._state["nested_offset"])
         return sizes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _is_size(value: Any) -> bool:

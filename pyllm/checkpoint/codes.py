@@ -36,14 +36,14 @@ class Codes:
         return replace(self, codes=self.codes[begin:end], scales=self.scales[begin:end], zeros=zeros)
 
     def regrouped(self, group_size: int) -> Codes:
-        """The same by groups of `group_size`, which divides the present groups; one group for all inputs stays."""
+        """The same by groups of `group_size`, which divides the present groups unless there is one for all inputs."""
         inputs = self.codes.shape[1]
-        groups, times = -(-inputs // group_size), self.group_size // group_size
-        if self.scales.shape[1] == 1 or times == 1:
-            return self
-        zeros = None if self.zeros is None else np.repeat(self.zeros, times, axis=1)[:, :groups]
-        scales = np.repeat(self.scales, times, axis=1)[:, :groups]
-        return replace(self, scales=scales, zeros=zeros, group_size=group_size)
+        groups = -(-inputs // group_size)
+        if self.scales.shape[1] == groups:
+            return replace(self, group_size=group_size)
+        of = np.arange(groups) * group_size // self.group_size if self.scales.shape[1] > 1 else np.zeros(groups, int)
+        zeros = None if self.zeros is None else self.zeros[:, of]
+        return replace(self, scales=self.scales[:, of], zeros=zeros, group_size=group_size)
 
     def dequantized(self) -> NDArray[np.float32]:
         """float32 [n, k]; each weight is one rounding of scale * (code - zero), whose integer factor is exact."""
@@ -197,6 +197,6 @@ def check_order(
 
 def half_holds(scales: NDArray[np.float32]) -> bool:
     """Whether rounding the scales to float16 changes them by no more than 2^-11, far less than a step of 4 bits."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by check_scales
         rounded = scales.astype(np.float16).astype(np.float32)
-    return bool((np.abs(rounded - scales) <= np.abs(scales) * np.float32(2.0**-11)).all())
+        return bool((np.abs(rounded - scales) <= np.abs(scales) * np.float32(2.0**-11)).all())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from ..program.batch import Batch, Capture, KvCache, Summary
 from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
+from . import packed_cache
 from .lowering import Lowering, Routine
 from .packing import Tensors, load_weights
 
@@ -39,6 +42,7 @@ class CpuRunner:
     the matrices of formats.quantizable. kv_cache None: as dtype; or another dtype, or "int8".
     num_threads None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or the cores this process may use. isa None: the best
     instruction set here, or PYLLM_ISA's. progress: a bar on stderr while packing, if it is a terminal.
+    folder: where the tensors come from, by whose content packed_cache keeps quantised weights that took long to pack.
     Weights are packed matrix by matrix, once where two programs share one; each tensor is released after its last use.
 
     Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
@@ -55,6 +59,7 @@ class CpuRunner:
         num_threads: int | None = None,
         isa: str | None = None,
         progress: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.network = as_network(network)
         lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
@@ -68,8 +73,14 @@ class CpuRunner:
         self._routines = lowered.routines
         self._executor = _C.Executor(lowered.program, num_threads, isa)
         self._caches: weakref.WeakSet[_C.KvCache] = weakref.WeakSet()
-        load_weights(self._executor, lowered, tensors, progress)
         self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
+        # Floats are packed as fast as they would be read back.
+        key = packed_cache.key_in(folder, repr(lowered.recipe)) if folder and self.quantization else None
+        if key is None or not packed_cache.restore(self._executor, key):
+            start = time.perf_counter()
+            load_weights(self._executor, lowered, tensors, progress)
+            if key is not None and time.perf_counter() - start > packed_cache.SLOW:
+                packed_cache.keep(self._executor, key)
 
     @property
     def program(self) -> Program:

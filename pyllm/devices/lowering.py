@@ -67,6 +67,11 @@ class Lowering:
         self.routines = {name: self._routine(name, program) for name, program in network.programs.items()}
 
     @property
+    def recipe(self) -> list[object]:
+        """All that decides what the packed weights are, but for the tensors' values."""
+        return [*self.chosen.items(), *self.vectors, *self.biases]
+
+    @property
     def formats(self) -> dict[str, int]:
         """Weights in each format, those that the most weights have first."""
         weights: Counter[str] = Counter()

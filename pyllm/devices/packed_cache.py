@@ -52,6 +52,12 @@ def key_of(content: str, recipe: str) -> str:
     return hashlib.sha256("\0".join((content, recipe, __version__, str(LAYOUT))).encode()).hexdigest()
 
 
+def key_in(model: Path, recipe: str) -> str:
+    """key_of() the weight files of a model's folder."""
+    files = {file for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt") for file in model.glob(pattern)}
+    return key_of(content_of(files), recipe)
+
+
 def folder() -> Path | None:
     """Where the files are, None where PYLLM_PACKED_CACHE=0."""
     if os.environ.get("PYLLM_PACKED_CACHE", "1") == "0":

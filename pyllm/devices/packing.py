@@ -48,7 +48,9 @@ def load_weights(executor: _C.Executor, lowered: Lowering, tensors: Tensors, pro
         biases = [_float32(_taken(tensors, source).ravel()) for source in matrix.bias]
         chosen = lowered.chosen[matrix]
         if chosen.codes:
-            executor.pack_codes(index, _codes(tensors, matrix, chosen), biases)
+            parts, group = _codes(tensors, matrix, chosen)
+            executor.pack_codes(index, parts, biases, group)
+            del parts
         else:
             executor.pack(index, _floats(tensors, matrix), biases)
         for source in (*matrix.sources, *matrix.bias):
@@ -71,21 +73,24 @@ def _floats(tensors: Tensors, matrix: Matrix) -> list[NDArray[Any]]:
 
 def _codes(
     tensors: Tensors, matrix: Matrix, chosen: Chosen
-) -> list[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.uint8] | None]]:
-    """Its parts as (codes, scales, zeros), by groups as large as the format's or one for all inputs."""
+) -> tuple[list[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.uint8] | None]], int]:
+    """Its parts as (codes, scales, zeros), and the inputs that share a scale: the format's group, or 0 for all."""
     whole: dict[str, Codes] = {}
+    for name in dict.fromkeys(source.name for source in matrix.sources):
+        codes = tensors.codes(name)
+        assert codes is not None, name
+        whole[name] = codes
+    group = GROUPS[chosen.format] if any(codes.scales.shape[1] > 1 for codes in whole.values()) else 0
     parts = []
     for source in matrix.sources:
-        if source.name not in whole:
-            codes = tensors.codes(source.name)
-            assert codes is not None, source.name
-            whole[source.name] = codes.regrouped(GROUPS[chosen.format]) if chosen.format in GROUPS else codes
         part = whole[source.name].rows(source.begin, source.end or None)
+        part = part.regrouped(group) if group else part
         zeros = part.zeros
         if zeros is None and chosen.format.startswith("int4z"):
             zeros = np.full(part.scales.shape, 8, np.uint8)
-        parts.append((part.codes, part.scales, zeros))
-    return parts
+        zeros = None if zeros is None else np.ascontiguousarray(zeros)
+        parts.append((part.codes, np.ascontiguousarray(part.scales), zeros))
+    return parts, group
 
 
 def _taken(tensors: Tensors, source: Source) -> NDArray[Any]:

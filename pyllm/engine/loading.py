@@ -105,6 +105,7 @@ def load(
                 kv_cache=kv_cache,
                 num_threads=num_threads,
                 progress=progress,
+                folder=checkpoint.folder,
             )
     finally:
         checkpoint.close()

@@ -57,6 +57,10 @@ class BoundCheckpoint:
         stored = self._checkpoint.tensor(self._names[name])
         return stored.T if name in self._turned else stored
 
+    def stored_name(self, name: str) -> str:
+        """What a tensor is called in the files."""
+        return self._names[name]
+
     def kind(self, name: str) -> Kind | None:
         """How a matrix is quantised in the checkpoint; None: it is not."""
         return self._checkpoint.kind(self._names[name]) if name in self._names else None
