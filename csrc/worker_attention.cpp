@@ -14,8 +14,9 @@ void Worker::apply(const Attention& o, const Phase& phase) {
       const int sequence = int(i / heads), head = int(i % heads);
       const int row0 = b_.starts[sequence], row1 = b_.starts[sequence + 1];
       append(o, head, sequence, row0, row1);
+      const bool more = i + 1 < mine.end && head + 1 < heads;
       for (int first = 0, all = (row1 - row0) * group; first < all; first += kAttendRows)
-        attend(o, phase.op, head, {sequence, first, std::min(kAttendRows, all - first)});
+        attend(o, phase.op, head, {sequence, first, std::min(kAttendRows, all - first)}, more ? head + 1 : -1);
     }
     return;
   }
@@ -69,7 +70,7 @@ void Worker::apply(const StoreCross& o, const Phase&) {
   }
 }
 
-void Worker::attend(const Attention& o, int op, int head, const AttendTask& task) {
+void Worker::attend(const Attention& o, int op, int head, const AttendTask& task, int next_head) {
   const int group = o.num_heads / r_.kv.heads;
   const int row0 = b_.starts[task.sequence];
   AttendArgs a{};
@@ -86,6 +87,7 @@ void Worker::attend(const Attention& o, int op, int head, const AttendTask& task
   a.softcap = o.softcap;
   a.blocks = s_.step.blocks(task.sequence);
   a.block_offset = r_.kv.offset(o.layer, head);
+  a.next_offset = next_head < 0 ? 0 : r_.kv.offset(o.layer, next_head);
   attend_vectors(a, o.num_heads, o.qkv, o.out, op, head, task, o.bias.any() ? &o.bias : nullptr, b_.context);
 }
 

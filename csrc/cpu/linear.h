@@ -1,8 +1,10 @@
-// Matmul over packed panels for float32, float16 and bfloat16 and any number of rows. The arithmetic of an output never
-// depends on how many rows there are. AMX has amx_linear.h.
+// Matmul over packed panels for float32, float16 and bfloat16 and any number of rows, and the tables' entries for all
+// formats (linear_int.h has the integer ones). The arithmetic of an output never depends on how many rows there are.
+// AMX has amx_linear.h.
 #pragma once
 #include "cpu/linear_blocks.h"
 #include "cpu/linear_finish.h"
+#include "cpu/linear_int.h"
 #include "kernels.h"
 
 namespace pyllm {
@@ -24,7 +26,7 @@ bool in_one_block(Format f, int rows) {
 
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
-  const bool halves = a.format == Format::f16, floats = a.format == Format::f32 || halves;
+  const bool halves = a.format == Format::f16, floats = is_f32(a.format) || halves;
   const int step = floats ? 1 : kWordInputs;
   const int64_t depth = packed_k(a.format, a.k) / step, x_ld = floats ? a.x_ld : depth, unit = floats ? 1 : 32 / step;
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;
@@ -58,11 +60,12 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
 // Prepared form: bfloat16 rows, contiguous, padded with zeros to packed_k columns; as floats that are already rounded
 // where there is no instruction for pairs of them.
 size_t prepared_bytes(Format f, int m, int64_t k) {
+  if (is_i8(f) || is_i4(f)) return quantised_bytes(f, m, k);
   return f == Format::bf16 ? size_t(m) * size_t(packed_k(f, k) / kWordInputs) * sizeof(float) : 0;
 }
 
 void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out) {
-  (void)m;
+  if (is_i8(f) || is_i4(f)) return quantise_rows(f, x, x_ld, m, k, row0, row1, out);
   if (f != Format::bf16) return;
   const int64_t depth = packed_k(f, k);
   for (int r = row0; r < row1; ++r) {
@@ -79,11 +82,13 @@ void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int 
 
 size_t linear_scratch(const LinearArgs& a, int panels) {
   (void)panels;
+  if (is_i8(a.format) || is_i4(a.format)) return int_scratch(a);
   const size_t sums = size_t(a.m < kRowBlock ? a.m : kRowBlock) * kPanel * sizeof(float);
-  return sums + (a.format != Format::f32 ? size_t(kPiece) * kPanel * sizeof(float) : 0);
+  return sums + (is_f32(a.format) ? 0 : size_t(kPiece) * kPanel * sizeof(float));
 }
 
 void linear_panels(const LinearArgs& a, int p0, int p1, void* scratch) {
+  if (is_i8(a.format) || is_i4(a.format)) return int_panels(a, p0, p1, scratch);
   float* c = static_cast<float*>(scratch);
   for (int row = 0, rows; row < a.m; row += rows) {
     rows = next_part(a.m - row, kRowBlock);

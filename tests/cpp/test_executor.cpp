@@ -19,13 +19,26 @@ using Rows2 = std::vector<std::vector<float>>;
 
 struct Setting {
   const char* name;
-  Program (*program)(Format);
+  Program (*recorded)(Format);
   Format format;
+  KvFormat kv;
+  Program program() const {
+    Program p = recorded(format);
+    p.kv_format = kv;
+    for (Routine& routine : p.routines) routine.kv.format = kv;
+    return p;
+  }
 };
 const Setting kSettings[] = {
-    {"llama f32", llama, Format::f32},       {"llama bf16", llama, Format::bf16},
-    {"parallel f32", parallel, Format::f32}, {"parallel bf16", parallel, Format::bf16},
-    {"mixture f32", mixture, Format::f32},   {"mixture bf16", mixture, Format::bf16},
+    {"llama f32", llama, Format::f32, KvFormat::f32},
+    {"llama bf16", llama, Format::bf16, KvFormat::bf16},
+    {"llama f32, int8 keys", llama, Format::f32, KvFormat::i8},
+    {"parallel f32", parallel, Format::f32, KvFormat::f32},
+    {"parallel bf16", parallel, Format::bf16, KvFormat::bf16},
+    {"parallel bf16, int8 keys", parallel, Format::bf16, KvFormat::i8},
+    {"mixture f32", mixture, Format::f32, KvFormat::f32},
+    {"mixture bf16", mixture, Format::bf16, KvFormat::bf16},
+    {"mixture bf16, float16 keys", mixture, Format::bf16, KvFormat::f16},
 };
 
 void for_each(const std::function<void(const Setting&, const Kernels&)>& body) {
@@ -52,14 +65,14 @@ Rows2 in_chunks(Executor& executor, const std::vector<int32_t>& ids, const std::
 TEST(Executor, ChunksAndThreadsDoNotMatter) {
   for_each([](const Setting& setting, const Kernels& kernels) {
     const std::vector<int32_t> ids = some_ids(75, 1);
-    const auto one = load(setting.program(setting.format), 1, kernels);
+    const auto one = load(setting.program(), 1, kernels);
     const Rows2 whole = in_chunks(*one, ids, {75});
     for (float logit : whole[74]) ASSERT_TRUE(std::isfinite(logit));
     const std::pair<int, std::vector<std::vector<int>>> ways[] = {
         {1, {{1}, {4}}}, {2, {{75}, {33, 1}}}, {3, {{75}, {2, 5, 40, 3}}}, {5, {{60, 15}}}};
     for (const auto& [threads, divisions] : ways) {
       SCOPED_TRACE(std::to_string(threads) + " threads");
-      const auto executor = load(setting.program(setting.format), threads, kernels);
+      const auto executor = load(setting.program(), threads, kernels);
       for (const std::vector<int>& sizes : divisions) ASSERT_TRUE(in_chunks(*executor, ids, sizes) == whole);
     }
   });
@@ -68,7 +81,7 @@ TEST(Executor, ChunksAndThreadsDoNotMatter) {
 TEST(Executor, NeighboursDoNotMatter) {
   for_each([](const Setting& setting, const Kernels& kernels) {
     for (int threads : {1, 3}) {
-      const auto executor = load(setting.program(setting.format), threads, kernels);
+      const auto executor = load(setting.program(), threads, kernels);
       const std::vector<int32_t> a = some_ids(50, 2), b = some_ids(7, 3), c = some_ids(40, 4);
       const Rows2 alone[] = {in_chunks(*executor, a, {50}), in_chunks(*executor, b, {7}),
                              in_chunks(*executor, c, {40})};
@@ -88,11 +101,12 @@ TEST(Executor, NeighboursDoNotMatter) {
 }
 
 TEST(Executor, Bfloat16IsTheSameOnEveryTableWithFma) {
-  for (Program (*program)(Format) : {llama, parallel, mixture}) {
+  for (const Setting& setting : kSettings) {
+    if (setting.format != Format::bf16) continue;
     Rows2 expected;
     for (const Kernels* kernels : tables()) {
       if (is_scalar(kernels) || sums_pairs(kernels)) continue;
-      const auto executor = load(program(Format::bf16), 2, *kernels);
+      const auto executor = load(setting.program(), 2, *kernels);
       const Rows2 found = in_chunks(*executor, some_ids(60, 5), {37, 1});
       if (expected.empty()) expected = found;
       EXPECT_TRUE(found == expected) << kernels->name;
