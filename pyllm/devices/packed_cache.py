@@ -47,9 +47,9 @@ def content_of(files: Iterable[Path]) -> str:
 
 def key_of(content: str, recipe: str) -> str:
     """The name of packed weights: of what, how, by which version."""
-    from .. import __version__  # not there yet while the package is being imported
+    import pyllm  # its version is not there yet while the package is being imported
 
-    return hashlib.sha256("\0".join((content, recipe, __version__, str(LAYOUT))).encode()).hexdigest()
+    return hashlib.sha256("\0".join((content, recipe, pyllm.__version__, str(LAYOUT))).encode()).hexdigest()
 
 
 def key_in(model: Path, recipe: str) -> str:
