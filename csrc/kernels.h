@@ -190,7 +190,8 @@ struct Kernels {
   void (*activate)(Activation a, int64_t n, float* x);                              // in place
   void (*gate)(Activation a, int64_t n, const float* g, const float* u, float* y);  // y = act(g) * u
   void (*softmax)(int64_t n, float* x);                                             // in place
-  void (*summarise)(const float* x, int64_t n, float* max_and_sum);  // the maximum and sum(exp(x - maximum))
+  // The maximum and sum(exp((x - maximum) * scale)), which is n for scale 0; NaN where an x is none.
+  void (*summarise)(const float* x, int64_t n, float scale, float* max_and_sum);
   // Rotates the first rotary_dim floats of one head in place. cos_sin: [rotary_dim/2] cos, then [rotary_dim/2] sin.
   // interleaved false: pairs (i, i + rotary_dim/2), as Hugging Face; true: pairs (2i, 2i + 1).
   void (*rope)(const float* cos_sin, int64_t rotary_dim, bool interleaved, float* x);

@@ -1,6 +1,7 @@
 // Packing of weight panels by every kernel table, bit for bit, from every source type and layout.
 #include "kernel_test.h"
 #include "linear_test.h"
+#include "packed_weights.h"
 
 namespace pyllm {
 namespace test {
@@ -54,13 +55,18 @@ void check_packing(const Kernels& table, Format f, SourceType type, Layout layou
   for (int64_t c = 0; c < depth; ++c)
     for (int64_t j = 0; j < kPanel; ++j) {
       const float want = c < k && j < n ? value[size_t(j * k + c)] : 0.0f;
-      const uint8_t* at = f == Format::f32
-                              ? out.data + (c * kPanel + j) * 4
-                              : out.data + c / 32 * 4096 + j / 16 * 1024 + c % 32 / 2 * 64 + j % 16 * 4 + c % 2 * 2;
+      const int64_t at = f == Format::bf16 ? c / 32 * 4096 + j / 16 * 1024 + c % 32 / 2 * 64 + j % 16 * 4 + c % 2 * 2
+                                           : (c * kPanel + j) * (f == Format::f32 ? 4 : 2);
       uint32_t got = 0, expected;
-      const float rounded = f == Format::f32 ? want : to_bf16(want);
+      const float rounded = f == Format::f32 ? want : f == Format::f16 ? to_f16(want) : to_bf16(want);
       std::memcpy(&expected, &rounded, 4);
-      std::memcpy(reinterpret_cast<uint8_t*>(&got) + (f == Format::f32 ? 0 : 2), at, f == Format::f32 ? 4 : 2);
+      if (f == Format::f16) {
+        const float half = float(half_value(out.data + at));
+        std::memcpy(&got, &half, 4);
+      } else {
+        const int size = f == Format::f32 ? 4 : 2;
+        std::memcpy(reinterpret_cast<uint8_t*>(&got) + 4 - size, out.data + at, size_t(size));
+      }
       float number;
       std::memcpy(&number, &got, 4);
       if (std::isnan(want) && std::isnan(number)) continue;
