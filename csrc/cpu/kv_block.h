@@ -68,7 +68,8 @@ constexpr int kTogether = 1;
 #endif
 constexpr int together(KvFormat f) {
   const bool even_and_odd = f == KvFormat::bf16 && kBf16Weights == Weights::rounded;  // two sums more for each vector
-  return even_and_odd && kTogether > 4 ? 4 : kTogether;
+  // f32: eight gain nothing where memory decides, and their longer way through a block holds up its fetches.
+  return (even_and_odd || f == KvFormat::f32) && kTogether > 4 ? 4 : kTogether;
 }
 
 // --- products for C vectors and one block, functions of their own: inlined into the loops around them they spill.
