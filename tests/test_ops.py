@@ -260,6 +260,27 @@ def test_attention(isa: str, dtype: str, case: dict[str, Any]) -> None:
         assert_close(ops.attention(q, k, v, dtype=dtype, isa=isa, **options), expected, relative * size * 1.01 + 1e-37)
 
 
+def quantised(x: np.ndarray, top: int) -> np.ndarray:
+    """Rows of x over the last axis as integers up to `top` with one scale each, times the scale."""
+    most = np.abs(x).max(-1, keepdims=True)
+    return np.asarray(np.rint(x * (np.float32(top) / most)).astype(np.float64) * (most / np.float32(top)))
+
+
+@pytest.mark.parametrize("head_dim", [1, 20, 64, 96])
+def test_attention_over_rounded_keys(isa: str, head_dim: int) -> None:
+    """float16 is float32 over rounded keys and values; int8 besides rounds queries, and weights to 16 bits a block."""
+    for queries, keys in SPANS:
+        q, k, v = draw(1, queries, 6, head_dim), draw(2, keys, 2, head_dim), draw(3, keys, 2, head_dim)
+        halves = [x.astype(np.float16).astype(np.float32) for x in (k, v)]
+        found = ops.attention(q, k, v, dtype="float16", isa=isa)
+        assert_same_bits(found, ops.attention(q, *halves, isa=isa))
+        exact = [quantised(q, 32639), quantised(k, 127), quantised(v, 127)]
+        expected = reference.attention(*exact, scale=head_dim**-0.5)
+        # Half a step of 32 weights times a code each, in every block: its steps are the largest weight / 32639.
+        steps = 0.51 / 32639 * 32 * np.abs(v).max()
+        assert_close(ops.attention(q, k, v, dtype="int8", isa=isa), expected, 1e-5 * np.abs(v).max() + steps)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_norms(isa: str, width: int) -> None:
     x, weight, bias = draw(1, 5, width) + 3, draw(2, width), draw(3, width)

@@ -116,7 +116,8 @@ def attention(
 
     The queries sit at the last T of the C positions. Query head h uses key/value head h // (H / K). scale None:
     E ** -0.5. causal: a query sees no key after it. window w > 0: nor one at a distance of w or more, on either side.
-    softcap > 0: scores become softcap * tanh(scores / softcap), before bias [H, T, C] is added.
+    softcap > 0: scores become softcap * tanh(scores / softcap), before bias [H, T, C] is added. dtype: what keys and
+    values are stored as, "float32", "bfloat16", "float16" or "int8" (one scale a token and head).
     """
     query = _floats(q)
     if scale is None:
