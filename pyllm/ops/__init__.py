@@ -12,7 +12,8 @@ operation is its float64 definition in pyllm.program.reference. Common arguments
                  or the one PYLLM_ISA names
     num_threads  None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or the cores this process may use
 
-Raises ArrayError (shapes, dtypes, weights that the dtype cannot hold), InvalidOptionError (names, thread counts) and DeviceError (isa).
+Raises ArrayError (shapes, dtypes, weights that the dtype cannot hold), InvalidOptionError (names, thread counts) and
+DeviceError (isa).
 """
 
 from __future__ import annotations
