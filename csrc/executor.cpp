@@ -285,7 +285,7 @@ std::vector<RoutineTimes> Executor::times() const {
 }
 
 void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture,
-                   float* summary) {
+                   float* summary, const float* scales) {
   const Routine& r = routine(index);
   const auto& [plan, limits, group, cross_group] = routines_[size_t(index)];
   Pool::Turn turn(Pool::instance());
@@ -325,6 +325,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
                              own_heads,
                              capture ? &targets : nullptr,
                              summary,
+                             scales,
                              times};
   turn.run(threads_, [&](Team& team) {
     const bool timed = times && team.index == 0;

@@ -43,6 +43,7 @@ struct StepShared {
   bool own_heads;  // each worker rotates, appends and attends the heads it owns, without a barrier between
   const CaptureTargets* capture;  // nullptr: nothing
   float* summary;                 // of the output [R, panels, 2] (Kernels::summarise), nullptr: not wanted
+  const float* scales;            // of the summary's rows [R], nullptr: 1
   RoutineTimes* times;            // where worker 0 adds its times, nullptr: nowhere
 };
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from .. import _C
 
 SLOW = 1.0  # seconds of packing from which a file is worth its room
-LAYOUT = 1  # raised whenever the packed layouts of csrc/kernels.h or the choice of quantised weights change
+LAYOUT = 2  # raised whenever the packed layouts of csrc/kernels.h or the choice of quantised weights change
 MAGIC = b"PYLLMPK1"
 DATA = 4096  # where the weights start: a page, so that reads are aligned
 SAMPLES = 64  # pages of a file that are read to tell its content
