@@ -39,8 +39,7 @@ struct StepShared {
   size_t scratch_bytes;
   float* output;
   int64_t output_ld;
-  bool few;        // at most kFewRows rows, and nothing to capture
-  bool own_heads;  // each worker rotates, appends and attends the heads it owns, without a barrier between
+  Sharing sharing;
   const CaptureTargets* capture;  // nullptr: nothing
   float* summary;                 // of the output [R, panels, 2] (Kernels::summarise), nullptr: not wanted
   RoutineTimes* times;            // where worker 0 adds its times, nullptr: nowhere
@@ -65,6 +64,8 @@ class Worker {
   static size_t expert_scratch(const Program& program, const Experts& op, const Kernels& kernels, int64_t rows);
   static size_t head_scratch(const Program& program, const HeadLinear& op, const Kernels& kernels, int64_t rows);
   static int chunk_rows(int64_t rows);
+  // Bytes of the prepared form of up to `rows` rows.
+  static size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs);
 
  private:
   void run(const Phase& phase);
@@ -101,11 +102,15 @@ class Worker {
   void norm_row(const Norm& o, int64_t r, float* y) const;
   void fill_normed(const Phase& phase, int64_t rows);
   LinearArgs linear_args(int matrix, int m) const;
-  void linear_with_summary(const LinearArgs& a, Team::Range panels);
-  // Bytes of the prepared form of up to `rows` rows.
-  static size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs);
+  void linear_panels(const Linear& o, const LinearArgs& a, Team::Range panels);
+  void linear_of_heads(const Linear& o, const LinearArgs& a, const Phase& phase);
+  void linear_of_rows(const Linear& o, LinearArgs a);
 
   // worker_attention.cpp
+  Team::Range own_heads(const KvShape& kv) const { return team_.part(kv.heads); }
+  void attend_own(const Attention& o, int op);
+  void store_rows(const StoreCross& o, int head, const Piece& piece);
+  void attend_cross(const CrossAttention& o, int op, int head, const AttendTask& task);
   void append(const Attention& o, int head, int sequence, int row0, int row1);
   void attend(const Attention& o, int op, int head, const AttendTask& task);
   const float* content_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int r) const;

@@ -23,9 +23,14 @@ struct Setting {
   Format format;
 };
 const Setting kSettings[] = {
-    {"llama f32", llama, Format::f32},       {"llama bf16", llama, Format::bf16},
-    {"parallel f32", parallel, Format::f32}, {"parallel bf16", parallel, Format::bf16},
-    {"mixture f32", mixture, Format::f32},   {"mixture bf16", mixture, Format::bf16},
+    {"llama f32", llama, Format::f32},
+    {"llama bf16", llama, Format::bf16},
+    {"parallel f32", parallel, Format::f32},
+    {"parallel bf16", parallel, Format::bf16},
+    {"mixture f32", mixture, Format::f32},
+    {"mixture bf16", mixture, Format::bf16},
+    {"whole heads f32", whole_heads, Format::f32},
+    {"whole heads bf16", whole_heads, Format::bf16},
 };
 
 void for_each(const std::function<void(const Setting&, const Kernels&)>& body) {
@@ -83,6 +88,28 @@ TEST(Executor, NeighboursDoNotMatter) {
       for (int i = 0; i < 2; i++) ASSERT_TRUE(second[size_t(i)] == alone[1][size_t(5 + i)]);
       ASSERT_TRUE(second[2] == alone[0][30]);
       for (int i = 0; i < 19; i++) ASSERT_TRUE(third[size_t(i)] == alone[0][size_t(31 + i)]);
+    }
+  });
+}
+
+// Few rows, many, and so many that each worker takes whole rows.
+TEST(Executor, WaysOfSharingDoNotMatter) {
+  for_each([](const Setting& setting, const Kernels& kernels) {
+    const auto alone = load(setting.program(setting.format), 1, kernels);
+    std::vector<std::pair<std::string, std::vector<int32_t>>> texts;
+    std::vector<Rows2> expected;
+    for (int s = 0; s < 10; s++) {
+      texts.push_back({std::to_string(s), some_ids(3 + 9 * s, s)});
+      expected.push_back(in_chunks(*alone, texts.back().second, {31}));
+    }
+    for (int threads : {2, 3}) {
+      SCOPED_TRACE(std::to_string(threads) + " threads");
+      const auto executor = load(setting.program(setting.format), threads, kernels);
+      const Rows2 together = Feeder(*executor).feed(texts);
+      ASSERT_GE(int64_t(together.size()), threads * kOwnRows);
+      size_t at = 0;
+      for (const Rows2& rows : expected)
+        for (const std::vector<float>& row : rows) ASSERT_TRUE(together[at++] == row) << at;
     }
   });
 }

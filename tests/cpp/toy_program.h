@@ -73,7 +73,7 @@ struct ProgramBuilder {
     return out;
   }
   int attention(int qkv, int layer, int rope, int64_t window = 0) {
-    const int out = buffer(4 * 12);
+    const int out = buffer(4 * r().kv.head_dim);
     op(Attention{out, qkv, layer, 4, rope, 0.3f, false, window, 0.0f});
     return out;
   }
@@ -120,6 +120,25 @@ inline Program parallel(Format format) {
     x = b.linear(up, b.matrix({d}, f, true), Activation::none, attended);
   }
   return b.finish(x, b.matrix({71}, d));
+}
+
+// Heads that are whole panels, so that two workers own one kv head each; norms after, read as residuals too.
+inline Program whole_heads(Format format) {
+  ProgramBuilder b(format);
+  b.r().kv.head_dim = 64;
+  const int64_t d = 72;
+  const int table = b.matrix({71}, d), rope = b.buffer(12);
+  int x = b.buffer(d);
+  b.op(Embed{x, table, -1, 0, 1.0f});
+  b.op(Rotary{rope, {1.0f, 0.3f, 0.1f, 0.03f, 0.01f, 0.003f}, 1.0f});
+  for (int layer = 0; layer < 2; layer++) {
+    const int qkv = b.linear(x, b.matrix({256, 128, 128}, d, true));
+    const int attended = b.linear(b.attention(qkv, layer, rope), b.matrix({d}, 256));
+    x = b.norm(attended, false, x);
+    const int h = b.linear(x, b.matrix({100}, d, true), Activation::gelu);
+    x = b.norm(b.linear(h, b.matrix({d}, 100), Activation::none, x), false);
+  }
+  return b.finish(x, table);
 }
 
 // What the other two lack: norms of heads, biases of scores by distance, a matrix a head, a norm with a residual, scale
