@@ -37,6 +37,20 @@ static inline float float_of_f16(uint16_t half) {
   return sign ? -magnitude : magnitude;
 }
 
+// Nearest, ties to even; too large gives infinity, NaN stays NaN.
+static inline uint16_t f16_of_float(float value) {
+  const uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u | (magnitude >> 13 & 0x1ffu));
+  if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // 65520 and more
+  if (magnitude < 0x33000000u) return uint16_t(sign);             // below 2^-25
+  const int exponent = int(magnitude >> 23);
+  // Bits that are dropped: 13, and more where the result is a denormal half.
+  const int dropped = exponent > 112 ? 13 : 126 - exponent;
+  const uint32_t whole = exponent > 112 ? magnitude - (112u << 23) : (magnitude & 0x7fffffu) | 0x800000u;
+  const uint32_t half = whole >> dropped, rest = whole & ((1u << dropped) - 1), middle = 1u << (dropped - 1);
+  return uint16_t(sign | (half + (rest > middle || (rest == middle && (half & 1u)))));
+}
+
 static inline float load_element(SourceType type, const void* data, int64_t index) {
   if (type == SourceType::f32) return static_cast<const float*>(data)[index];
   const uint16_t half = static_cast<const uint16_t*>(data)[index];

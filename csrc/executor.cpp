@@ -1,6 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 
 #include "errors.h"
@@ -82,10 +83,30 @@ int64_t Executor::output_cols(int index) const {
   return r.buffers[size_t(r.output)].cols;
 }
 
-void Executor::pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias) {
+const Matrix& Executor::checked_matrix(int matrix) const {
   if (matrix < 0 || size_t(matrix) >= program_.matrices.size())
     throw Error(ErrorKind::array, text("[load] there is no matrix ", matrix, "; use the ids the program gave"));
+  return program_.matrices[size_t(matrix)];
+}
+
+// Packs parts that are known to fit. A matrix that turns out to hold what its format cannot counts as not loaded.
+template <class Parts>
+void Executor::pack_parts(int matrix, const Parts& parts, const std::vector<const float*>& bias, Pool::Turn& turn) {
   const Matrix& m = program_.matrices[size_t(matrix)];
+  missing_ += loaded_[size_t(matrix)];
+  loaded_[size_t(matrix)] = false;
+  std::atomic<bool> fits{true};
+  turn.run(threads_, [&](Team& team) {
+    if (!pack_part(m.shape, kernels_, parts, team, weights_.matrix(matrix))) fits.store(false);
+  });
+  if (!fits.load()) throw unfit(m.shape, weights_.matrix(matrix), m.name);
+  if (m.bias) pack_bias(m.shape, bias, weights_.bias(matrix));
+  missing_--;
+  loaded_[size_t(matrix)] = true;
+}
+
+void Executor::pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias) {
+  const Matrix& m = checked_matrix(matrix);
   const MatrixShape& shape = m.shape;
   bool fits = parts.size() == shape.parts.size() && bias.size() == (m.bias ? parts.size() : 0);
   for (size_t i = 0; fits && i < parts.size(); i++)
@@ -94,10 +115,26 @@ void Executor::pack(int matrix, const std::vector<Source>& parts, const std::vec
     throw Error(ErrorKind::array,
                 text("[load] the sources of ", m.name, " must have the recorded shapes and one dtype; check them"));
   Pool::Turn turn(Pool::instance());
-  turn.run(threads_, [&](Team& team) { pack_part(shape, kernels_, parts, team, weights_.matrix(matrix)); });
-  if (m.bias) pack_bias(shape, bias, weights_.bias(matrix));
-  missing_ -= !loaded_[size_t(matrix)];
-  loaded_[size_t(matrix)] = true;
+  pack_parts(matrix, parts, bias, turn);
+}
+
+void Executor::pack_codes(int matrix, const std::vector<CodeSource>& parts, const std::vector<const float*>& bias) {
+  const Matrix& m = checked_matrix(matrix);
+  std::string problems = shape_problems(m.shape, parts);
+  if (bias.size() != (m.bias ? parts.size() : 0))
+    problems +=
+        text(problems.empty() ? "" : "; ", "there must be ", m.bias ? parts.size() : 0, " biases, got ", bias.size());
+  Pool::Turn turn(Pool::instance());
+  if (problems.empty()) {
+    std::vector<std::string> found(static_cast<size_t>(threads_));
+    turn.run(threads_,
+             [&](Team& team) { found[size_t(team.index)] = value_problem(m.shape, parts, team.index, team.size); });
+    for (const std::string& problem : found)
+      if (problems.empty()) problems = problem;
+  }
+  if (!problems.empty())
+    throw Error(ErrorKind::array, text("[load] the codes of ", m.name, ": ", problems, "; check the checkpoint"));
+  pack_parts(matrix, parts, bias, turn);
 }
 
 void Executor::set_vector(int id, const float* values, int64_t n) {

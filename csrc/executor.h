@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "arena.h"
@@ -38,8 +39,16 @@ class Executor {
   Executor(Program program, int threads, const Kernels& kernels);
 
   // Loading. `parts` are the matrix's sources in order; bias[i] has as many floats as part i has rows (empty: none).
+  // Weights of float formats and floats that are quantised on the way: pack(); codes as they are: pack_codes(). Throws
+  // Error(array) for wrong shapes, and for values that the matrix's format cannot hold: it then counts as not loaded.
   void pack(int matrix, const std::vector<Source>& parts, const std::vector<const float*>& bias);
+  void pack_codes(int matrix, const std::vector<CodeSource>& parts, const std::vector<const float*>& bias);
   void set_vector(int id, const float* values, int64_t n);
+
+  // All packed weights, as equal programs lay them out, and reading them back from a file instead of packing: false,
+  // and nothing is loaded, where the bytes there are not those that had this checksum. Independent of threads.
+  uint64_t checksum() const;
+  bool restore(const std::string& file, int64_t offset, uint64_t checksum);
 
   // One step of one routine: appends keys and values to the cache and writes its output [R, output_ld()]. The same bits
   // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the
@@ -55,6 +64,7 @@ class Executor {
   std::vector<RoutineTimes> times() const;
 
   const Program& program() const { return program_; }
+  Format format(int matrix) const { return checked_matrix(matrix).shape.format; }  // throws Error(array): no such
   const Routine& routine(int index) const;  // throws Error(array) when there is no such
   const Kernels& kernels() const { return kernels_; }
   int threads() const { return threads_; }
@@ -65,6 +75,9 @@ class Executor {
   const Arena& scratch() const { return scratch_; }
 
  private:
+  const Matrix& checked_matrix(int matrix) const;
+  template <class Parts>
+  void pack_parts(int matrix, const Parts& parts, const std::vector<const float*>& bias, Pool::Turn& turn);
   void reserve(int64_t rows, int64_t keys);
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
   size_t most_prepared(int rows) const;  // bytes of the prepared input of any linear

@@ -49,7 +49,7 @@ static constexpr int group_of(Format f) {
 //                                                  line = 16 outputs x 8 k: nibble p (bits 4p ..) is the code of k0 + p
 // An i4 weight is scale * (code - zero), code 0..15, zero 8 where there are none stored; i8: scale * code, -127..127.
 // N is padded to 64 and K to 32 (bf16), 64 (i8) or the group (i4), with weights of zero (i4: codes of 8, or the zero
-// point). Base addresses are 64-byte aligned.
+// point). Base addresses are 64-byte aligned. Codes of -128 (i8) and zero points of 16 occur in files and are kept.
 static constexpr int64_t packed_k(Format f, int64_t k) {
   return f == Format::bf16 ? round_up(k, 32) : is_i8(f) ? round_up(k, 64) : is_i4(f) ? round_up(k, group_of(f)) : k;
 }
@@ -167,9 +167,12 @@ struct Kernels {
   void (*linear)(const LinearArgs& a, int p0, int p1, void* scratch);
   // Packs one panel: rows[j] points to the first of k source elements of output j (nullptr: zeros), col_stride[j]
   // apart.
-  // i8 and i4 without zero points are quantised on the way: scales are chosen by the error they leave (pack_codes.h).
+  // i8 and i4 are quantised on the way: scales are chosen by the error they leave (quantise.h), the zero point is 8. A
+  // scale that is infinite or NaN says that a source element is, or that float16 cannot hold the scale.
   void (*pack_panel)(Format f, SourceType type, const void* const* rows, const int64_t* col_stride, int64_t k,
                      uint8_t* out);
+  // Packs one panel of i8 or i4 from 64 rows of codes; scales of i4 are rounded to float16.
+  void (*pack_codes)(Format f, const CodeRow* rows, int64_t k, uint8_t* out);
 
   // --- rows; n floats, y padded with zeros up to n_padded
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, int64_t n_padded,

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "errors.h"
 #include "kv_cache.h"
 #include "threads.h"
 
@@ -33,12 +34,32 @@ struct PaddedRows {
 
 }  // namespace
 
+template <class Parts>
+void PackedMatrix::fill(const Parts& parts, const std::vector<const float*>& bias, Runtime runtime) {
+  data_ = Arena(shape_.bytes(), "packed matrix");
+  std::atomic<bool> fits{true};
+  Pool::instance().run(runtime.threads, [&](Team& team) {
+    if (!pack_part(shape_, runtime.kernels, parts, team, data_.data())) fits.store(false);
+  });
+  if (!fits.load()) throw unfit(shape_, data_.data(), "the matrix");
+  if (bias.empty()) return;
+  bias_.resize(shape_.bias_floats());
+  pack_bias(shape_, bias, bias_.data());
+}
+
 PackedMatrix::PackedMatrix(MatrixShape shape, const std::vector<Source>& parts, const std::vector<const float*>& bias,
                            Runtime runtime)
-    : shape_(std::move(shape)), data_(shape_.bytes(), "packed matrix"), bias_(bias.empty() ? 0 : shape_.bias_floats()) {
-  Pool::instance().run(runtime.threads,
-                       [&](Team& team) { pack_part(shape_, runtime.kernels, parts, team, data_.data()); });
-  if (!bias.empty()) pack_bias(shape_, bias, bias_.data());
+    : shape_(std::move(shape)) {
+  fill(parts, bias, runtime);
+}
+
+PackedMatrix::PackedMatrix(MatrixShape shape, const std::vector<CodeSource>& parts,
+                           const std::vector<const float*>& bias, Runtime runtime)
+    : shape_(std::move(shape)) {
+  std::string problems = shape_problems(shape_, parts);
+  if (problems.empty()) problems = value_problem(shape_, parts, 0, 1);
+  if (!problems.empty()) throw Error(ErrorKind::array, text("[pack] codes: ", problems, "; check them"));
+  fill(parts, bias, runtime);
 }
 
 void matmul(const PackedMatrix& w, const float* x, int64_t m, const Epilogue& epilogue, float* y, Runtime runtime) {

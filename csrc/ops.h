@@ -18,8 +18,11 @@ struct Runtime {
 
 class PackedMatrix {
  public:
-  // bias: one pointer per part, or empty.
+  // bias: one pointer per part, or empty. Throws Error(array) for values that the format cannot hold.
   PackedMatrix(MatrixShape shape, const std::vector<Source>& parts, const std::vector<const float*>& bias,
+               Runtime runtime);
+  // Also for codes of wrong shapes.
+  PackedMatrix(MatrixShape shape, const std::vector<CodeSource>& parts, const std::vector<const float*>& bias,
                Runtime runtime);
 
   const MatrixShape& shape() const { return shape_; }
@@ -27,6 +30,9 @@ class PackedMatrix {
   const float* bias() const { return bias_.empty() ? nullptr : bias_.data(); }
 
  private:
+  template <class Parts>
+  void fill(const Parts& parts, const std::vector<const float*>& bias, Runtime runtime);
+
   MatrixShape shape_;
   Arena data_;
   std::vector<float> bias_;  // in packed order

@@ -1,5 +1,6 @@
 #include "pack.h"
 
+#include <cmath>
 #include <numeric>
 
 #include "convert.h"
@@ -14,7 +15,7 @@ int64_t MatrixShape::n() const { return gated ? 2 * round_up(parts[0], 16) : out
 
 size_t MatrixShape::bytes() const {
   if (packed) return matrix_bytes(format, n(), k);
-  return size_t(n()) * size_t(k) * (format == Format::bf16 ? 2 : 4);
+  return size_t(n()) * size_t(k) * (format == Format::f32 ? 4 : 2);
 }
 
 MatrixShape::Place MatrixShape::place(int64_t j) const {
@@ -37,19 +38,69 @@ const void* element(const Source& source, int64_t row, int64_t col) {
   return static_cast<const uint8_t*>(source.data) + index * (source.type == SourceType::f32 ? 4 : 2);
 }
 
-void pack_panels(const MatrixShape& shape, const Kernels& kernels, const std::vector<Source>& parts, int p0, int p1,
-                 uint8_t* out) {
-  const size_t bytes = panel_bytes(shape.format, shape.k);
-  for (int p = p0; p < p1; p++) {
-    const void* rows[kPanel];
-    int64_t strides[kPanel];
-    for (int j = 0; j < kPanel; j++) {
-      const MatrixShape::Place at = shape.place(int64_t(p) * kPanel + j);
-      rows[j] = at.part < 0 ? nullptr : element(parts[size_t(at.part)], at.row, 0);
-      strides[j] = at.part < 0 ? 0 : parts[size_t(at.part)].col_stride;
-    }
-    kernels.pack_panel(shape.format, parts[0].type, rows, strides, shape.k, out + size_t(p) * bytes);
+bool all_finite(const uint16_t* halves, int64_t n) {
+  uint16_t bad = 0;
+  for (int64_t i = 0; i < n; i++) bad |= uint16_t((halves[i] & 0x7c00u) == 0x7c00u);
+  return bad == 0;
+}
+
+// The first of a panel's outputs that does not fit its format, or -1: by its scales, or float16 weights.
+int unfit_output(const MatrixShape& shape, const uint8_t* panel) {
+  const Format f = shape.format;
+  if (is_i8(f)) {
+    const float* scales = reinterpret_cast<const float*>(panel + packed_k(f, shape.k) * kPanel);
+    for (int j = 0; j < kPanel; j++)
+      if (!std::isfinite(scales[j])) return j;
   }
+  if (f != Format::f16 && !is_i4(f)) return -1;
+  const size_t step = is_i4(f) ? group_bytes(f) : kPanel * 2;
+  for (const uint8_t* end = panel + panel_bytes(f, shape.k); panel < end; panel += step) {
+    const uint16_t* line = reinterpret_cast<const uint16_t*>(panel);
+    if (all_finite(line, kPanel)) continue;
+    for (int j = 0; j < kPanel; j++)
+      if (!all_finite(line + j, 1)) return j;
+  }
+  return -1;
+}
+
+// make(panel, out) for one worker's panels; whether all of them fit.
+template <class Make>
+bool for_panels(const MatrixShape& shape, const Team& team, uint8_t* out, const Make& make) {
+  const size_t bytes = panel_bytes(shape.format, shape.k);
+  const Team::Range mine = team.part(shape.panels());
+  bool fits = true;
+  for (int64_t p = mine.begin; p < mine.end; p++) {
+    make(p, out + size_t(p) * bytes);
+    fits = fits && unfit_output(shape, out + size_t(p) * bytes) < 0;
+  }
+  return fits;
+}
+
+void pack_panel(const MatrixShape& shape, const Kernels& kernels, const std::vector<Source>& parts, int64_t panel,
+                uint8_t* out) {
+  const void* rows[kPanel];
+  int64_t strides[kPanel];
+  for (int j = 0; j < kPanel; j++) {
+    const MatrixShape::Place at = shape.place(panel * kPanel + j);
+    rows[j] = at.part < 0 ? nullptr : element(parts[size_t(at.part)], at.row, 0);
+    strides[j] = at.part < 0 ? 0 : parts[size_t(at.part)].col_stride;
+  }
+  kernels.pack_panel(shape.format, parts[0].type, rows, strides, shape.k, out);
+}
+
+void pack_panel(const MatrixShape& shape, const Kernels& kernels, const std::vector<CodeSource>& parts, int64_t panel,
+                uint8_t* out) {
+  CodeRow rows[kPanel] = {};
+  for (int j = 0; j < kPanel; j++) {
+    const MatrixShape::Place at = shape.place(panel * kPanel + j);
+    if (at.part < 0) continue;
+    const CodeSource& source = parts[size_t(at.part)];
+    rows[j].codes = source.codes + at.row * source.row_stride;
+    rows[j].scales = source.scales + at.row * source.groups;
+    rows[j].zeros = source.zeros ? source.zeros + at.row * source.groups : nullptr;
+    rows[j].source_group = source.group_size;
+  }
+  kernels.pack_codes(shape.format, rows, shape.k, out);
 }
 
 void store_rows(const MatrixShape& shape, const std::vector<Source>& parts, int64_t begin, int64_t end, uint8_t* out) {
@@ -59,42 +110,51 @@ void store_rows(const MatrixShape& shape, const std::vector<Source>& parts, int6
     const void* from = element(source, at.row, 0);
     for (int64_t i = 0; i < shape.k; i++) {
       const float value = load_element(source.type, from, i * source.col_stride);
-      if (shape.format == Format::bf16) reinterpret_cast<uint16_t*>(out)[j * shape.k + i] = bf16_of_float(value);
+      uint16_t* half = reinterpret_cast<uint16_t*>(out) + j * shape.k + i;
+      if (shape.format == Format::bf16) *half = bf16_of_float(value);
+      else if (shape.format == Format::f16) *half = f16_of_float(value);
       else reinterpret_cast<float*>(out)[j * shape.k + i] = value;
     }
   }
 }
 
-// use(k, element k of stored row `row`) for k ascending.
-template <class Use>
-void for_row(const MatrixShape& shape, const uint8_t* stored, int64_t row, const Use& use) {
-  if (!shape.packed) {
-    for (int64_t k = 0; k < shape.k; k++) {
-      const int64_t index = row * shape.k + k;
-      use(k, shape.format == Format::f32 ? reinterpret_cast<const float*>(stored)[index]
-                                         : float_of_bf16(reinterpret_cast<const uint16_t*>(stored)[index]));
-    }
-    return;
-  }
-  const uint8_t* panel = stored + size_t(row / kPanel) * panel_bytes(shape.format, shape.k);
-  const int64_t j = row % kPanel;
-  if (shape.format == Format::f32) {
-    const float* at = reinterpret_cast<const float*>(panel) + j;
-    for (int64_t k = 0; k < shape.k; k++) use(k, at[k * kPanel]);
-    return;
-  }
-  // A tile of 16 outputs and 32 k is 16 lines of 64 bytes; a line holds a pair of k for each output.
-  const uint16_t* at = reinterpret_cast<const uint16_t*>(panel) + j / 16 * 512 + j % 16 * 2;
-  for (int64_t k = 0; k < shape.k; k++) use(k, float_of_bf16(at[k / 32 * 2048 + k % 32 / 2 * 32 + k % 2]));
-}
-
 }  // namespace
 
-void pack_part(const MatrixShape& shape, const Kernels& kernels, const std::vector<Source>& parts, const Team& team,
+bool pack_part(const MatrixShape& shape, const Kernels& kernels, const std::vector<Source>& parts, const Team& team,
                uint8_t* out) {
-  const Team::Range range = team.part(shape.packed ? shape.panels() : shape.n());
-  if (shape.packed) pack_panels(shape, kernels, parts, int(range.begin), int(range.end), out);
-  else store_rows(shape, parts, range.begin, range.end, out);
+  if (shape.packed)
+    return for_panels(shape, team, out,
+                      [&](int64_t p, uint8_t* panel) { pack_panel(shape, kernels, parts, p, panel); });
+  const Team::Range mine = team.part(shape.n());
+  store_rows(shape, parts, mine.begin, mine.end, out);
+  const uint16_t* halves = reinterpret_cast<const uint16_t*>(out);
+  return shape.format != Format::f16 || all_finite(halves + mine.begin * shape.k, (mine.end - mine.begin) * shape.k);
+}
+
+bool pack_part(const MatrixShape& shape, const Kernels& kernels, const std::vector<CodeSource>& parts, const Team& team,
+               uint8_t* out) {
+  return for_panels(shape, team, out, [&](int64_t p, uint8_t* panel) { pack_panel(shape, kernels, parts, p, panel); });
+}
+
+int64_t unfit_row(const MatrixShape& shape, const uint8_t* stored) {
+  if (!shape.packed) {
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(stored);
+    for (int64_t j = 0; j < shape.n() && shape.format == Format::f16; j++)
+      if (!all_finite(halves + j * shape.k, shape.k)) return j;
+    return -1;
+  }
+  for (int64_t p = 0; p < shape.panels(); p++) {
+    const int j = unfit_output(shape, stored + size_t(p) * panel_bytes(shape.format, shape.k));
+    if (j >= 0) return p * kPanel + j;
+  }
+  return -1;
+}
+
+Error unfit(const MatrixShape& shape, const uint8_t* stored, const std::string& name) {
+  const MatrixShape::Place at = shape.place(unfit_row(shape, stored));
+  return Error(ErrorKind::array,
+               text("[load] weights must be finite and in the range of their format, got others in row ", at.row,
+                    " of part ", at.part, " of ", name, "; check the checkpoint or choose float32 or bfloat16"));
 }
 
 void pack_bias(const MatrixShape& shape, const std::vector<const float*>& parts, float* out) {
@@ -102,11 +162,6 @@ void pack_bias(const MatrixShape& shape, const std::vector<const float*>& parts,
     const MatrixShape::Place at = shape.place(int64_t(j));
     out[j] = at.part < 0 ? 0.0f : parts[size_t(at.part)][at.row];
   }
-}
-
-void look_up(const MatrixShape& shape, const uint8_t* stored, int64_t row, float scale, bool add, float* out) {
-  if (add) for_row(shape, stored, row, [&](int64_t k, float value) { out[k] += scale * value; });
-  else for_row(shape, stored, row, [&](int64_t k, float value) { out[k] = scale * value; });
 }
 
 }  // namespace pyllm

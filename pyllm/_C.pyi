@@ -103,6 +103,22 @@ class KvCache:
 class Executor:
     def __init__(self, program: Program, num_threads: int | None = None, isa: str | None = None) -> None: ...
     def pack(self, matrix: int, parts: list[NDArray[Any]], bias: list[Floats] = ...) -> None: ...
+    def pack_codes(
+        self,
+        matrix: int,
+        parts: list[tuple[NDArray[Any], Floats, NDArray[np.uint8] | None]],
+        bias: list[Floats] = ...,
+        group_size: int = 0,
+    ) -> None:
+        """Packs one int8 or int4 matrix from (codes [n, k], scales float32 [n, groups], zero points [n, groups]).
+
+        codes: int8, or uint8 0..15 (int4), rows dense; weight = scale * (code - zero), zero 8 where there are none
+        (int4), 0 (int8). int8 has one scale a row; int4 one for each group_size columns (0: k / groups), a multiple of
+        the format's group, or one a row. Raises ArrayError for anything else; the matrix then counts as not loaded.
+        """
+    def packed(self) -> memoryview: ...
+    def checksum(self) -> int: ...
+    def restore(self, file: str, offset: int, checksum: int) -> bool: ...
     def set_vector(self, id: int, values: Floats) -> None: ...
     def new_cache(self, routine: int, max_bytes: int = 0) -> KvCache: ...
     def new_cross_cache(self, max_bytes: int = 0) -> KvCache: ...
@@ -151,6 +167,24 @@ def pack(
     isa: str | None = None,
     num_threads: int | None = None,
 ) -> PackedMatrix: ...
+def pack_codes(
+    parts: list[tuple[NDArray[Any], Floats, NDArray[np.uint8] | None]],
+    bias: list[Floats],
+    gated: bool,
+    dtype: str,
+    group_size: int,
+    isa: str | None = None,
+    num_threads: int | None = None,
+) -> PackedMatrix: ...
+def quantize(
+    w: NDArray[Any], dtype: str, isa: str | None = None, num_threads: int | None = None
+) -> tuple[NDArray[Any], Floats]:
+    """What pack() makes of w [n, k] (float32, float16, bfloat16 as uint16): codes [n, k] and scales.
+
+    int8: int8 codes, scales [n, 1]; int4, int4-g128: uint8 codes 0..15, scales [n, ceil(k / group)], float16 values.
+    weight = scale * code, or scale * (code - 8).
+    """
+
 def matmul(
     x: Floats,
     w: PackedMatrix,

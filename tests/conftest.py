@@ -16,9 +16,12 @@ from toy_models import CONFIGS
 REPOSITORY = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx")  # slowest first
+OWN_ORDER = "avx512_bf16"  # the one that sums bfloat16 products in an order of its own
 
 # PYLLM_REQUIRE=transformers,data: what must be here. A test that skips for want of it then fails.
 _WANTS = {"transformers": ("could not import 'torch", "could not import 'transformers"), "data": ("test data ",)}
+os.environ.setdefault("PYLLM_PACKED_CACHE", "0")  # tests load what is in the tree, not what was packed before
+
 REQUIRED = [text for name in os.environ.get("PYLLM_REQUIRE", "").split(",") if name for text in _WANTS[name]]
 
 
@@ -64,6 +67,11 @@ def available_isas() -> list[str]:
     except ImportError:
         return []
     return [name for name in ISAS if name in _C.isas()]
+
+
+def common_order_isas() -> list[str]:
+    """Those whose bfloat16 results are the same bits: all but the one with an order of sums of its own."""
+    return [name for name in available_isas() if name != OWN_ORDER]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import toy_folder
+from quantized_layouts import write_quantized
+from test_quantized_checkpoints import LAYOUTS
 
 import pyllm
 from pyllm.cli import main
@@ -51,6 +54,29 @@ def test_beams_and_several_sequences_come_at_the_end() -> None:
     assert "\n---\n" in result.stdout
     report = json.loads(run(*GENERATE, *settings, "--json").stdout)
     assert [s["score"] < 0 for s in report["sequences"]] == [True, True]
+
+
+def test_loading_options() -> None:
+    settings = ("--quantization", "int8", "--kv-cache", "int8", "--dtype", "float16", "--temperature", "0")
+    result = run(*GENERATE, *settings)
+    with pyllm.load(pyllm.default_model(), dtype="float16", quantization="int8", kv_cache="int8") as model:
+        expected = model.generate("The prince", max_new_tokens=6, do_sample=False)
+    assert result.stdout == f"The prince{expected.text}\n"
+    refused = run(*GENERATE, "--quantization", "int5", "--kv-cache", "int4")
+    assert refused.exit_code == 1
+    assert "quantization must be None or one of int8, int8-fast, int4, int4-g128, got 'int5'" in refused.stderr
+    assert "kv_cache must be None or one of float32, bfloat16, float16, int8, got 'int4'" in refused.stderr
+
+
+def test_inspect_tells_how_weights_are_quantised(tmp_path: Path) -> None:
+    layout, config, _ = LAYOUTS["gptq"]
+    _, folder = write_quantized(toy_folder("gpt2"), tmp_path, layout, config)
+    lines = run("inspect", str(folder), "--no-program").stdout.splitlines()
+    assert "quantised           gptq, 4 bit, groups of 32: packed as they are, in int4 (8 matrices)" in lines
+    assert any(line.startswith("packed weights") for line in lines)
+    plain = run("inspect", "default", "--no-program").stdout
+    assert "quantised" not in plain
+    assert [form in plain for form in ("int8: ", "int4: ")] == [True, True]
 
 
 def test_the_prompt_may_come_from_stdin() -> None:

@@ -1,7 +1,7 @@
 """The numeric contract: a sequence's result depends on the weights and its own tokens only, bit for bit.
 
 Alone or in a batch, the prompt whole or in chunks, one thread or two, its cache reordered or not, streamed or not; in
-bfloat16 also on whatever instruction set.
+bfloat16 also on whatever instruction set, but avx512_bf16.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import available_isas, toy_folder
+from conftest import available_isas, common_order_isas, toy_folder
 from numpy.typing import NDArray
+from stepping import Stepper, logits_of
 
 import pyllm
 from pyllm.checkpoint import open_checkpoint
@@ -132,8 +133,57 @@ def test_bfloat16_does_not_depend_on_the_instruction_set(name: str) -> None:
     with open_checkpoint(toy_folder(name)) as checkpoint:
         program = build_program(checkpoint.config)
         tensors = bind(program, checkpoint)
-        for isa in available_isas():
+        for isa in common_order_isas():
             with Engine(CpuRunner(program, tensors, dtype="bfloat16", num_threads=2, isa=isa)) as engine:
                 found[isa] = engine.score(prompt)
     for logits in found.values():
         same(found["scalar"], logits)
+
+
+# dtype, quantization, kv_cache: every format of weights and every format of keys and values on every instruction set.
+FORMS = (
+    ("float16", None, None),
+    ("bfloat16", "int8", "int8"),
+    ("float32", "int8-fast", "bfloat16"),
+    ("float16", "int4", "int8"),
+    ("bfloat16", "int4-g128", "float16"),
+)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe"])
+def test_formats_on_every_instruction_set(name: str, form: tuple[str, str | None, str | None], isa: str) -> None:
+    """One thread and two, whole and in chunks, alone and among others."""
+    dtype, quantization, kv_cache = form
+    options: dict[str, Any] = {"dtype": dtype, "quantization": quantization, "kv_cache": kv_cache, "isa": isa}
+    texts = {str(n): np.random.RandomState(n).randint(3, 120, size=n).tolist() for n in (1, 5, 17, 37, 60)}
+    with open_checkpoint(toy_folder(name)) as checkpoint:
+        program = build_program(checkpoint.config)
+        tensors = bind(program, checkpoint)
+        one, two = (CpuRunner(program, tensors, num_threads=threads, **options) for threads in (1, 2))
+    together = Stepper(two)
+    first = together.step({each: ids[: len(ids) // 2] for each, ids in texts.items() if len(ids) > 1})
+    second = together.step({each: ids[len(ids) // 2 :] for each, ids in reversed(texts.items())})
+    for each, ids in texts.items():
+        whole = logits_of(one, ids)
+        assert np.isfinite(whole).all()
+        same(whole, np.concatenate([first[each], second[each]]) if each in first else second[each])
+        same(whole, logits_of(two, ids, 16))
+    same(whole, logits_of(two, ids, 1))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int8-fast", "int4", "int4-g128"])
+def test_integers_do_not_depend_on_the_instruction_set(quantization: str) -> None:
+    """Where everything multiplied is an integer. Plain x86-64 rounds norms and sums of groups otherwise."""
+    prompt = np.random.RandomState(1).randint(3, 120, size=45).tolist()
+    options: dict[str, Any] = {"dtype": "bfloat16", "quantization": quantization, "kv_cache": "int8"}
+    with open_checkpoint(toy_folder("llama")) as checkpoint:
+        program = build_program(checkpoint.config)
+        tensors = bind(program, checkpoint)
+        found = {
+            isa: logits_of(CpuRunner(program, tensors, isa=isa, **options), prompt)
+            for isa in available_isas()
+            if isa != "scalar"
+        }
+    for logits in found.values():
+        same(next(iter(found.values())), logits)

@@ -173,12 +173,13 @@ def test_distribution_of_samples(options: dict[str, Any], vocab_size: int) -> No
     scores = FilterChain(Request([1], built, vocab_size, 2, seed=0)).apply(logits.copy(), [[1]])[0]
     expected = np.exp(scores.astype(np.float64) - scores.max())
     expected *= draws / expected.sum()
-    fused = {"k": built.top_k, "p": built.top_p, "ratio": built.min_p or 0.0} if built.typical_p == 1 else None
-    row = (logits[0] / np.float32(built.temperature)) if fused else scores
-    k, p, ratio = fused.values() if fused else (0, 1.0, 0.0)
+    fused = built.typical_p == 1
+    row, cuts = scores[None], (1.0, 0, 1.0, 0.0)
+    if fused:
+        row, cuts = logits, (built.temperature, built.top_k, built.top_p, built.min_p or 0.0)
     counts = np.zeros(vocab_size)
     for index in range(draws):
-        counts[_search.sample_(row.copy(), k, p, ratio, _search.uniform(1, 0, index, 0))] += 1
+        counts[_search.sample(row, *cuts, [_search.uniform(1, 0, index, 0)])[0]] += 1
     assert not counts[expected == 0].any()
     order = np.argsort(-expected)
     order = order[expected[order] > 0]

@@ -230,7 +230,7 @@ def test_invalid_configurations(name: str, changes: dict[str, Any], problems: li
         ("gemma2", {"hidden_activation": "xielu"}, "hidden_activation 'xielu'"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
-        ("gemma3", {"quantization_config": {"quant_method": "bitsandbytes"}}, "weights quantised by 'bitsandbytes'"),
+        ("gemma3", {"quantization_config": {"quant_method": "fp8"}}, "weights quantised by 'fp8'"),
         ("mixtral", {"rope_scaling": {"type": "longcat"}}, "rope_type 'longcat'"),
         ("olmo", {"clip_qkv": 8.0}, "clip_qkv"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),

@@ -25,7 +25,7 @@ class Wanderer(Policy):
         self.random = random.Random(seed)
         self.seen: list[NDArray[np.float32]] = []
 
-    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+    def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         for i, row in enumerate(logits):
             assert np.array_equal(row, self.runner.logits(self.live_tokens(i)))
         self.seen.append(logits.copy())
@@ -115,7 +115,7 @@ class Failing(Wanderer):
 
     error: BaseException = KeyboardInterrupt()
 
-    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+    def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         if self.steps == 37:
             raise self.error
         return super()._advance(logits)

@@ -222,13 +222,13 @@ def test_odd_values(kernels: int, at: int) -> None:
         assert np.isnan(_search.log_sum_exp(odd))
         assert not _search.log_softmax_(odd[None].copy())
         assert _search.best_continuations(odd[None], [0.0], 2, True) is None
-        assert _search.sample_(odd.copy(), 0, 1.0, 0.0, 0.5) == -1
+        assert _search.sample(odd[None], 1.0, 0, 1.0, 0.0, [0.5]) == [-1]
     odd = row.copy()
     odd[at] = -np.inf
     assert _search.log_sum_exp(odd) == pytest.approx(np.log(np.sum(np.exp(np.delete(row, at).astype(float)))), abs=1e-6)
     nothing = np.full(1100, -np.inf, np.float32)
     assert _search.log_sum_exp(nothing) == -np.inf
-    assert (_search.argmax(nothing), _search.sample_(nothing, 0, 1.0, 0.0, 0.5)) == (0, -1)
+    assert (_search.argmax(nothing), _search.sample(nothing[None], 1.0, 0, 1.0, 0.0, [0.5])) == (0, [-1])
 
 
 def test_continuations() -> None:

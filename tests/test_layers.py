@@ -19,6 +19,7 @@ ROOMS = (
     "ops",
     "decode",
     "engine",
+    "quantization",
     "pipelines",
     "verify",
     "cli",

@@ -176,7 +176,7 @@ def test_invalid_qwen2_configurations() -> None:
     [
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
         ("gpt2", {"activation_function": "mish"}, "activation_function 'mish' (supported: relu, gelu,"),
-        ("gpt2", {"quantization_config": {"quant_method": "gptq"}}, "weights quantised by 'gptq'"),
+        ("gpt2", {"quantization_config": {"quant_method": "quip"}}, "weights quantised by 'quip'"),
         ("llama", {"rope_scaling": {"type": "mrope"}}, "rope_type 'mrope' (supported: default, linear, dynamic"),
         ("llama", {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("llama", {"rope_scaling": {"full_attention": {"rope_type": "default"}}}, "that differ by layer"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import recorded_cases, recorded_logits, toy_folder
+from conftest import OWN_ORDER, recorded_cases, recorded_logits, toy_folder
 from stepping import Stepper, greedy, logits_of
 from toy_models import SEARCH_MODELS
 
@@ -110,12 +110,17 @@ def test_bfloat16_follows_its_reference(toy_model: str) -> None:
 
 @pytest.mark.parametrize("name", [*SEARCH_MODELS, "gptj", "bloom", "stablelm-norms"])
 def test_every_instruction_set_gives_the_recorded_logits(isa: str, name: str) -> None:
-    """bfloat16 is bitwise the same on each of them, float32 up to rounding."""
+    """bfloat16 is bitwise the same on each of them but the one with an order of its own, float32 up to rounding."""
     prompt, expected = recorded_logits(name)[2]
     found = logits_of(make_runner(name, "float32", isa=isa), prompt)
     np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
     lowest = logits_of(make_runner(name, "bfloat16", isa="scalar"), prompt)
-    assert_same("bfloat16", logits_of(make_runner(name, "bfloat16", isa=isa), prompt), lowest)
+    found = logits_of(make_runner(name, "bfloat16", isa=isa), prompt)
+    if isa == OWN_ORDER:
+        np.testing.assert_allclose(found, lowest, rtol=0, atol=0.05 * expected.std())
+        assert np.sqrt(((found - lowest) ** 2).mean()) <= 0.005 * expected.std()
+    else:
+        assert_same("bfloat16", found, lowest)
 
 
 @cache

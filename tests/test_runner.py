@@ -118,8 +118,8 @@ def test_a_limited_cache_refuses_more_and_stays_usable(runner: CpuRunner) -> Non
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(errors.InvalidOptionError, match="float16"):
-        make_runner("float16")
+    with pytest.raises(errors.InvalidOptionError, match="float8"):
+        make_runner("float8")
     with pytest.raises(errors.InvalidOptionError, match="num_threads"):
         make_runner("float32", num_threads=0)
     with pytest.raises(errors.DeviceError, match="sse9"):

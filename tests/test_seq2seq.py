@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import available_isas, toy_folder
+from conftest import OWN_ORDER, available_isas, toy_folder
 from stepping_seq2seq import Translator, outputs_of
 from toy_seq2seq import CONFIGS, GENERATING, SEARCH_MODELS
 
@@ -134,14 +134,14 @@ def test_bfloat16_follows_its_reference(name: str) -> None:
 
 @pytest.mark.parametrize("name", SEARCH_MODELS)
 def test_every_instruction_set_gives_the_recorded_logits(isa: str, name: str) -> None:
-    """bfloat16 is bitwise the same on each that has fused multiply-add, float32 up to rounding. Norms after the blocks
-    show the scalar set's two roundings; before a block they vanish in those of bfloat16."""
+    """bfloat16 is bitwise the same on each that has fused multiply-add (but avx512_bf16), float32 up to rounding. Norms
+    after the blocks show the scalar set's two roundings; before a block they vanish in those of bfloat16."""
     source, decoder, expected = recorded(name)[3]
     found = outputs_of(make_runner(name, "float32", isa=isa), source, decoder)
     np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32_TOLERANCE)
     found = outputs_of(make_runner(name, "bfloat16", isa=isa), source, decoder)
     np.testing.assert_allclose(found, expected, rtol=0, atol=BFLOAT16_TOLERANCE * expected.std())
-    if isa != "scalar":
+    if isa not in ("scalar", OWN_ORDER):
         lowest = next(other for other in available_isas() if other != "scalar")
         assert_same("bfloat16", found, outputs_of(make_runner(name, "bfloat16", isa=lowest), source, decoder))
 

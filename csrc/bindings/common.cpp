@@ -36,6 +36,7 @@ const T* data_of(const py::array& array, const char* name, std::initializer_list
 }
 template const float* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
 template const int32_t* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
+template const uint8_t* data_of(const py::array&, const char*, std::initializer_list<int64_t>);
 
 Source source_of(const py::array& array, const char* name) {
   const py::ssize_t size = array.itemsize();
@@ -60,20 +61,38 @@ std::vector<Source> sources_of(const std::vector<py::array>& arrays) {
   return sources;
 }
 
-std::vector<const float*> biases_of(const std::vector<py::array>& arrays, const std::vector<Source>& parts) {
-  if (!arrays.empty() && arrays.size() != parts.size())
-    throw Error(ErrorKind::array, text("[bias] there must be one for each joined matrix, got ", arrays.size(), " for ",
-                                       parts.size(), "; pass all or none"));
-  std::vector<const float*> biases;
-  for (size_t i = 0; i < arrays.size(); i++) biases.push_back(data_of<float>(arrays[i], "bias", {parts[i].rows}));
-  return biases;
+std::vector<CodeSource> codes_of(const std::vector<CodeArrays>& arrays, bool is_signed, int64_t group_size) {
+  std::vector<CodeSource> sources;
+  for (const auto& [codes, scales, zeros] : arrays) {
+    const bool known = codes.dtype().kind() == (is_signed ? 'i' : 'u') && codes.itemsize() == 1 && codes.ndim() == 2;
+    if (!known || codes.size() == 0 || codes.strides(1) != 1)
+      throw Error(ErrorKind::array,
+                  text("[codes] must be a matrix of ", is_signed ? "int8" : "uint8", " with dense rows, got ",
+                       dtype_text(codes), " ", shape_text(codes), "; convert or copy it"));
+    CodeSource source{static_cast<const uint8_t*>(codes.data()),
+                      codes.shape(0),
+                      codes.shape(1),
+                      codes.strides(0),
+                      data_of<float>(scales, "scales", {codes.shape(0), -1}),
+                      nullptr,
+                      0,
+                      group_size};
+    source.groups = scales.shape(1);
+    if (!zeros.is_none())
+      source.zeros = data_of<uint8_t>(zeros.cast<py::array>(), "zeros", {source.rows, source.groups});
+    if (group_size == 0 && source.groups != 0 && source.cols % source.groups == 0)
+      source.group_size = source.cols / source.groups;
+    sources.push_back(source);
+  }
+  return sources;
 }
 
 namespace {
 
 // Names of Format and KvFormat, in their order.
-const char* const kFormatNames[] = {"float32", "bfloat16"};
-const char* const kKvFormatNames[] = {"float32", "bfloat16"};
+const char* const kFormatNames[] = {"float32", "bfloat16",  "float16", "int8",      "int8-fast",
+                                    "int4",    "int4-g128", "int4z",   "int4z-g128"};
+const char* const kKvFormatNames[] = {"float32", "bfloat16", "float16", "int8"};
 
 template <class F, size_t N>
 F named(const char* const (&names)[N], const std::string& name, const char* what) {

@@ -142,12 +142,37 @@ void bind_executor(py::module_& m) {
           "Packs one matrix from its sources: [rows, k] of float32, float16 or uint16 (bfloat16), any strides; biases "
           "float32.")
       .def(
+          "pack_codes",
+          [](Executor& executor, int matrix, const std::vector<CodeArrays>& parts, const std::vector<py::array>& bias,
+             int64_t group_size) {
+            const std::vector<CodeSource> sources = codes_of(parts, is_i8(executor.format(matrix)), group_size);
+            const std::vector<const float*> biases = biases_of(bias, sources);
+            py::gil_scoped_release nogil;
+            executor.pack_codes(matrix, sources, biases);
+          },
+          py::arg("matrix"), py::arg("parts"), py::arg("bias") = std::vector<py::array>{}, py::arg("group_size") = 0,
+          "Packs one int8 or int4 matrix from codes (pyllm/_C.pyi). Raises ArrayError for wrong shapes, dtypes, codes, "
+          "scales and zero points; the matrix then counts as not loaded.")
+      .def(
           "set_vector",
           [](Executor& executor, int id, const py::array& values) {
             const float* data = data_of<float>(values, "vector", {-1});
             executor.set_vector(id, data, values.shape(0));
           },
           py::arg("id"), py::arg("values"))
+      .def(
+          "packed",
+          [](const Executor& executor) {
+            const Arena& weights = executor.weights();
+            return py::memoryview::from_memory(static_cast<const void*>(weights.data()), py::ssize_t(weights.size()));
+          },
+          py::keep_alive<0, 1>(), "All packed weights, read-only: what restore() takes.")
+      .def("checksum", &Executor::checksum, py::call_guard<py::gil_scoped_release>(), "64 bits of the packed weights.")
+      .def("restore", &Executor::restore, py::arg("file"), py::arg("offset"), py::arg("checksum"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Reads what packed() gave of an executor of an equal program, instead of packing; False, with nothing "
+           "loaded, "
+           "where the bytes are not there or have another checksum.")
       .def(
           "new_cache",
           [](const Executor& executor, int routine, size_t max_bytes) {

@@ -30,6 +30,49 @@ std::unique_ptr<PackedMatrix> pack(const std::vector<py::array>& weights, const 
   return std::make_unique<PackedMatrix>(shape, sources, biases, runtime);
 }
 
+MatrixShape codes_shape(const std::vector<CodeSource>& sources, const std::string& dtype, bool gated) {
+  if (sources.empty() || (gated && (sources.size() != 2 || sources[0].rows != sources[1].rows)))
+    throw Error(ErrorKind::array,
+                "[pack] a matrix has one part or more, a gated one two of equal size; pass [gate, up]");
+  MatrixShape shape{format_of(dtype), {}, sources[0].cols, gated, true};
+  for (const CodeSource& source : sources) shape.parts.push_back(source.rows);
+  return shape;
+}
+
+std::unique_ptr<PackedMatrix> pack_codes(const std::vector<CodeArrays>& parts, const std::vector<py::array>& bias,
+                                         bool gated, const std::string& dtype, int64_t group_size,
+                                         const py::object& isa, const py::object& threads) {
+  const std::vector<CodeSource> sources = codes_of(parts, is_i8(format_of(dtype)), group_size);
+  const std::vector<const float*> biases = biases_of(bias, sources);
+  const MatrixShape shape = codes_shape(sources, dtype, gated);
+  const Runtime runtime = runtime_of(isa, threads);
+  py::gil_scoped_release nogil;
+  return std::make_unique<PackedMatrix>(shape, sources, biases, runtime);
+}
+
+// (codes, scales): what pack() makes of a matrix, as arrays.
+py::tuple quantize(const py::array& w, const std::string& dtype, const py::object& isa, const py::object& threads) {
+  const Source source = source_of(w, "weight");
+  const Format format = format_of(dtype);
+  if (!(is_i8(format) || is_i4(format)) || has_zeros(format))
+    throw Error(ErrorKind::option, text("[dtype] must be 'int8', 'int4' or 'int4-g128' to quantize, got '", dtype,
+                                        "'; choose one of these"));
+  const MatrixShape shape{format, {source.rows}, source.cols, false, true};
+  const Runtime runtime = runtime_of(isa, threads);
+  const int64_t groups = is_i8(format) ? 1 : packed_k(format, source.cols) / group_of(format);
+  py::array codes(is_i8(format) ? py::dtype::of<int8_t>() : py::dtype::of<uint8_t>(),
+                  std::vector<int64_t>{source.rows, source.cols});
+  Floats scales({source.rows, groups});
+  uint8_t* to = static_cast<uint8_t*>(codes.mutable_data());
+  float* scale = scales.mutable_data();
+  {
+    py::gil_scoped_release nogil;
+    const PackedMatrix packed(shape, std::vector<Source>{source}, {}, runtime);
+    read_codes(shape, packed.data(), to, scale);
+  }
+  return py::make_tuple(codes, scales);
+}
+
 Floats matmul_array(const py::array& x, const PackedMatrix& w, const std::string& activation,
                     const py::object& residual, float scale, float softcap, const py::object& isa,
                     const py::object& threads) {
@@ -182,6 +225,9 @@ void bind_ops(py::module_& m) {
   const py::arg_v isa("isa", py::none()), threads("num_threads", py::none());
   m.def("pack", &pack, py::arg("weights"), py::arg("bias"), py::arg("gated"), py::arg("dtype"), py::arg("packed"), isa,
         threads);
+  m.def("pack_codes", &pack_codes, py::arg("parts"), py::arg("bias"), py::arg("gated"), py::arg("dtype"),
+        py::arg("group_size"), isa, threads);
+  m.def("quantize", &quantize, py::arg("w"), py::arg("dtype"), isa, threads);
   m.def("matmul", &matmul_array, py::arg("x"), py::arg("w"), py::arg("activation"), py::arg("residual"),
         py::arg("scale"), py::arg("softcap"), isa, threads);
   m.def("attention", &attention_array, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("scale"),

@@ -56,17 +56,21 @@ inline const uint8_t* value_block(const AttendArgs& a, int64_t b) {
 
 // --- one vector at a time
 
-// Queries as the products take them (rounded for bf16), padded with zeros; outputs zero.
+// Queries as the products take them (bf16: rounded; i8: integers), padded with zeros; outputs zero.
 inline void start_vectors(const AttendArgs& a, const AttendScratch& s) {
   const int64_t ep = padded_head(a.head_dim);
   for (int i = 0; i < a.vectors; ++i) {
     float* q = s.queries + i * ep;
+    zero_columns(s.outputs + i * ep, 0, ep);
+    if (a.format == KvFormat::i8) {
+      start_query_i8(a.q[i], a.head_dim, q);
+      continue;
+    }
     for_pieces(a.head_dim, [&](int64_t d, int lanes) {
       const F16 value = load_piece(a.q[i] + d, lanes);
       f_store(q + d, a.format == KvFormat::bf16 ? f_round_bf16(value) : value);
     });
     zero_columns(q, round_up(a.head_dim, 16), ep);
-    zero_columns(s.outputs + i * ep, 0, ep);
   }
 }
 
@@ -169,12 +173,7 @@ inline void score_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange
     float* scores = s.scores + (b - blocks.begin) * kBlockTokens;
     for_sets(a.vectors, [&](auto count, int first) {
       constexpr int kCount = decltype(count)::value;
-      const float* q = s.queries + first * ep;
-      if (F == KvFormat::bf16) {
-        score_block_bf16<kCount>(keys, next, q, ep, scores + first * s.row, s.row);
-      } else {
-        score_block_f32<kCount>(keys, next, q, ep, scores + first * s.row, s.row);
-      }
+      score_block<F, kCount>(keys, next, s.queries + first * ep, ep, scores + first * s.row, s.row);
     });
   }
 }
@@ -187,12 +186,7 @@ inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, BlockR
     const float* p = s.scores + (b - blocks.begin) * kBlockTokens;
     for_sets(a.vectors, [&](auto count, int first) {
       constexpr int kCount = decltype(count)::value;
-      float* outputs = s.outputs + first * ep;
-      if (F == KvFormat::bf16) {
-        value_block_bf16<kCount>(values, next, p + first * s.row, s.row, ep, outputs);
-      } else {
-        value_block_f32<kCount>(values, next, p + first * s.row, s.row, ep, outputs);
-      }
+      add_value_block<F, kCount>(values, next, p + first * s.row, s.row, ep, s.outputs + first * ep);
     });
   }
 }
@@ -209,8 +203,16 @@ inline void attend_as(const AttendArgs& a, void* scratch) {
   finish_vectors(a, s, inverse);
 }
 inline void attend(const AttendArgs& a, void* scratch) {
-  if (a.format == KvFormat::bf16) return attend_as<KvFormat::bf16>(a, scratch);
-  attend_as<KvFormat::f32>(a, scratch);
+  switch (a.format) {
+    case KvFormat::f32:
+      return attend_as<KvFormat::f32>(a, scratch);
+    case KvFormat::bf16:
+      return attend_as<KvFormat::bf16>(a, scratch);
+    case KvFormat::f16:
+      return attend_as<KvFormat::f16>(a, scratch);
+    case KvFormat::i8:
+      return attend_as<KvFormat::i8>(a, scratch);
+  }
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
 // What knows the layout of a KV block: the write of one token and the two products of attention, for up to kTogether
-// query vectors at a time. Include a vec_*.h first. amx_attention.h has the same products by tiles.
+// query vectors at a time. Include a vec_*.h first. int8 is in kv_block_i8.h; amx_attention.h has the bf16 products by
+// tiles.
 #pragma once
 #include <cstring>
 
-#include "cpu/rows.h"
+#include "cpu/kv_block_i8.h"
 
 namespace pyllm {
 namespace {
@@ -14,6 +15,16 @@ inline void append_f32(int64_t head_dim, int token, const float* k, const float*
   float* values = reinterpret_cast<float*>(block + kv_half_bytes(KvFormat::f32, head_dim));
   for (int64_t d = 0; d < head_dim; ++d) keys[d * kBlockTokens] = k[d];
   std::memcpy(values + token * padded_head(head_dim), v, size_t(head_dim) * sizeof(float));
+}
+inline void append_f16(int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
+  uint8_t* keys = block + token * 2;
+  uint8_t* values = block + kv_half_bytes(KvFormat::f16, head_dim) + token * padded_head(head_dim) * 2;
+  for_pieces(head_dim, [&](int64_t d, int lanes) {
+    uint16_t key[16];
+    f_f16_store(key, load_piece(k + d, lanes));
+    f_f16_store(values + d * 2, load_piece(v + d, lanes));
+    for (int i = 0; i < 16; ++i) std::memcpy(keys + (d + i) * kBlockTokens * 2, key + i, 2);
+  });
 }
 inline void append_bf16(int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
   uint8_t* keys = block + token / 16 * (padded_head(head_dim) / 32) * 1024 + token % 16 * 4;
@@ -27,8 +38,16 @@ inline void append_bf16(int64_t head_dim, int token, const float* k, const float
   });
 }
 inline void kv_append(KvFormat f, int64_t head_dim, int token, const float* k, const float* v, uint8_t* block) {
-  if (f == KvFormat::bf16) return append_bf16(head_dim, token, k, v, block);
-  append_f32(head_dim, token, k, v, block);
+  switch (f) {
+    case KvFormat::f32:
+      return append_f32(head_dim, token, k, v, block);
+    case KvFormat::bf16:
+      return append_bf16(head_dim, token, k, v, block);
+    case KvFormat::f16:
+      return append_f16(head_dim, token, k, v, block);
+    case KvFormat::i8:
+      return append_i8(head_dim, token, k, v, block);
+  }
 }
 
 // Query vectors that share one reading of K or V from L1: what fits the registers with the most accumulators in use.
@@ -43,56 +62,73 @@ constexpr int kTogether = 1;
 // --- products for C vectors and one block, functions of their own: inlined into the loops around them they spill.
 // `next` runs along: the same place of the block that is read next.
 
-// scores[g][0..32) = q[g] . K, f32: K [Ep][32 tokens].
-template <int C>
-__attribute__((noinline)) void score_block_f32(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
-                                               float* scores, int64_t row) {
+// 32 floats of a row of a block, stored as floats or halves.
+template <KvFormat F>
+PYLLM_INLINE void load_32(const uint8_t* line, F16& low, F16& high) {
+  if (F == KvFormat::f16) {
+    low = f_f16_load(line);
+    high = f_f16_load(line + 32);
+  } else {
+    low = f_load(reinterpret_cast<const float*>(line));
+    high = f_load(reinterpret_cast<const float*>(line) + 16);
+  }
+}
+template <KvFormat F>
+PYLLM_INLINE void prefetch_32(const uint8_t* line) {
+  f_prefetch_l2(line);
+  if (F == KvFormat::f32) f_prefetch_l2(line + 64);
+}
+
+// scores[g][0..32) = q[g] . K, f32 and f16: K [Ep][32 tokens].
+template <KvFormat F, int C>
+__attribute__((noinline)) void score_block_float(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
+                                                 float* scores, int64_t row) {
+  constexpr int64_t kRow = kBlockTokens * (F == KvFormat::f16 ? 2 : 4);
   F16 low[C], high[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int g = 0; g < C; ++g) low[g] = high[g] = f_zero();
   for (int64_t d = 0; d < ep; ++d) {
-    const float* line = reinterpret_cast<const float*>(keys) + d * kBlockTokens;
-    const F16 k0 = f_load(line), k1 = f_load(line + 16);
-    f_prefetch_l2(next + d * 128);
-    f_prefetch_l2(next + d * 128 + 64);
-#pragma GCC unroll 4
+    F16 k0, k1;
+    load_32<F>(keys + d * kRow, k0, k1);
+    prefetch_32<F>(next + d * kRow);
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) {
       const F16 value = f_set(q[g * ep + d]);
       low[g] = f_fma(k0, value, low[g]);
       high[g] = f_fma(k1, value, high[g]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int g = 0; g < C; ++g) {
     f_store(scores + g * row, low[g]);
     f_store(scores + g * row + 16, high[g]);
   }
 }
 
-// outputs[g] += p[g] . V, f32: V [32 tokens][Ep].
-template <int C>
-__attribute__((noinline)) void value_block_f32(const uint8_t* values, const uint8_t* next, const float* p, int64_t row,
-                                               int64_t ep, float* outputs) {
+// outputs[g] += p[g] . V, f32 and f16: V [32 tokens][Ep].
+template <KvFormat F, int C>
+__attribute__((noinline)) void value_block_float(const uint8_t* values, const uint8_t* next, const float* p,
+                                                 int64_t row, int64_t ep, float* outputs) {
+  constexpr int64_t kSize = F == KvFormat::f16 ? 2 : 4;
   for (int64_t d = 0; d < ep; d += 32) {
     F16 low[C], high[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) {
       low[g] = f_load(outputs + g * ep + d);
       high[g] = f_load(outputs + g * ep + d + 16);
     }
     for (int64_t t = 0; t < kBlockTokens; ++t) {
-      const float* line = reinterpret_cast<const float*>(values) + t * ep + d;
-      const F16 v0 = f_load(line), v1 = f_load(line + 16);
-      f_prefetch_l2(next + (t * ep + d) * 4);
-      f_prefetch_l2(next + (t * ep + d) * 4 + 64);
-#pragma GCC unroll 4
+      F16 v0, v1;
+      load_32<F>(values + (t * ep + d) * kSize, v0, v1);
+      prefetch_32<F>(next + (t * ep + d) * kSize);
+#pragma GCC unroll 8
       for (int g = 0; g < C; ++g) {
         const F16 weight = f_set(p[g * row + t]);
         low[g] = f_fma(v0, weight, low[g]);
         high[g] = f_fma(v1, weight, high[g]);
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) {
       f_store(outputs + g * ep + d, low[g]);
       f_store(outputs + g * ep + d + 16, high[g]);
@@ -147,6 +183,29 @@ __attribute__((noinline)) void value_block_bf16(const uint8_t* values, const uin
     add_tile_product<C>(values, next, p, row, sum);
 #pragma GCC unroll 4
     for (int g = 0; g < C; ++g) f_store(outputs + g * ep + d, sum[g]);
+  }
+}
+
+template <KvFormat F, int C>
+PYLLM_INLINE void score_block(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep, float* scores,
+                              int64_t row) {
+  if constexpr (F == KvFormat::i8) {
+    score_block_i8<C>(keys, next, q, ep, scores, row);
+  } else if constexpr (F == KvFormat::bf16) {
+    score_block_bf16<C>(keys, next, q, ep, scores, row);
+  } else {
+    score_block_float<F, C>(keys, next, q, ep, scores, row);
+  }
+}
+template <KvFormat F, int C>
+PYLLM_INLINE void add_value_block(const uint8_t* values, const uint8_t* next, const float* p, int64_t row, int64_t ep,
+                                  float* outputs) {
+  if constexpr (F == KvFormat::i8) {
+    value_block_i8<C>(values, next, p, row, ep, outputs);
+  } else if constexpr (F == KvFormat::bf16) {
+    value_block_bf16<C>(values, next, p, row, ep, outputs);
+  } else {
+    value_block_float<F, C>(values, next, p, row, ep, outputs);
   }
 }
 

@@ -1,219 +1,37 @@
-// Matmul over packed panels for float32 and bfloat16 and any number of rows, on the vector F16 of the vec_*.h that the
-// including file chose. The arithmetic of an output never depends on how many rows there are. AMX has amx_linear.h.
+// Matmul over packed panels for float32 and bfloat16 and any number of rows. The arithmetic of an output never depends
+// on how many rows there are. AMX has amx_linear.h.
 #pragma once
-#include "cpu/math.h"
+#include "cpu/linear_blocks.h"
+#include "cpu/linear_finish.h"
 #include "kernels.h"
 
 namespace pyllm {
 namespace {
 
-// Register blocks are R rows by V vectors of 16 outputs; R * V accumulators, V weights and one activation must fit the
-// registers or everything spills. kStreamRows: rows of a pass of the bfloat16 kernel that unpacks as it goes (two
-// accumulators a row). kUnpackFrom: rows from which unpacking a piece of weights to floats first is faster.
-#if defined(__AVX512F__)  // 32 registers, F16 is one
-constexpr int kBlockRows = 6, kStreamRows = 4, kUnpackFrom = 5;
-constexpr int block_vectors(int) { return 4; }
-#elif defined(__AVX2__)     // 16 registers, F16 is two
-constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
-constexpr int block_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-#elif defined(__aarch64__)  // 32 registers, F16 is four
-constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
-constexpr int block_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
-#else                       // 16 registers, F16 is four
-constexpr int kBlockRows = 3, kStreamRows = 3, kUnpackFrom = 4;
-constexpr int block_vectors(int rows) { return rows == 1 ? 2 : 1; }
+// Inputs in a 32-bit word of a prepared row of bfloat16.
+#ifdef PYLLM_BF16_DOT
+constexpr int kWordInputs = 2;
+#else
+constexpr int kWordInputs = 1;
 #endif
-
-constexpr int kRowBlock = 96;  // rows whose sums wait in scratch for the end of k: 24 KB of floats
-constexpr int kPiece = 64;     // k of a panel that all rows pass over before the next: 16 KB of floats, stays in L1
-constexpr int kAhead = 4096;   // bytes that software prefetch into L2 runs ahead where one pass reads the weights
-
-// Register blocks stay functions: inlined into the loops around them they spill.
-#define PYLLM_APART __attribute__((noinline))
-
-// Parts as even as possible, so that no small and slow part is left over: the size of the next one.
-PYLLM_INLINE int next_part(int left, int most) {
-  const int parts = (left + most - 1) / most;
-  return (left + parts - 1) / parts;
-}
-
-// sum[r][v] += x[r * x_ld + s * XStep] * w[s * WStep + 16 v ..] for s ascending: one FMA chain per output. Fetches
-// Lines lines a step into L2, from `ahead` on.
-template <int R, int V, int WStep, int XStep, int Lines>
-PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const float* w, const float* x, int64_t x_ld, int64_t steps,
-                             const uint8_t* ahead) {
-  for (int64_t s = 0; s < steps; ++s, w += WStep, x += XStep, ahead += 64 * Lines) {
-    F16 weight[V];
-#pragma GCC unroll 4
-    for (int i = 0; i < Lines; ++i) f_prefetch_l2(ahead + 64 * i);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) weight[v] = f_load(w + 16 * v);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const F16 activation = f_set(x[r * x_ld]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = f_fma(activation, weight[v], sum[r][v]);
-    }
-  }
-}
-
-// One register block of float32: sums c[R][64] (`first`: from zero) over a piece of k.
-template <int R, int V, int Lines>
-PYLLM_APART void float_block(const float* w, const float* x, int64_t x_ld, int64_t steps, bool first,
-                             const uint8_t* ahead, float* c) {
-  F16 sum[R][V];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = first ? f_zero() : f_load(c + r * kPanel + 16 * v);
-  fma_chains<R, V, kPanel, 1, Lines>(sum, w, x, x_ld, steps, ahead);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) f_store(c + r * kPanel + 16 * v, sum[r][v]);
-}
-
-// One register block of bfloat16 from unpacked weights [steps / 32][16 pairs][even, odd][64], in TDPBF16PS order: per
-// 32 k a chain over even k, a chain over odd k, and their sum added. Both chains at once would need twice the
-// registers, so the even one is put aside in memory.
-template <int R, int V, int Lines>
-PYLLM_APART void pair_block(const float* w, const float* x, int64_t x_ld, int64_t steps, bool first,
-                            const uint8_t* ahead, float* c) {
-  alignas(64) float even[R][V][16];
-  for (int64_t k = 0; k < steps; k += 32, x += 32, w += 32 * kPanel, first = false, ahead += 32 * 64 * Lines) {
-    F16 sum[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = f_zero();
-    fma_chains<R, V, 2 * kPanel, 2, Lines>(sum, w, x, x_ld, 16, ahead);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        f_store(even[r][v], sum[r][v]);
-        sum[r][v] = f_zero();
-      }
-    fma_chains<R, V, 2 * kPanel, 2, Lines>(sum, w + kPanel, x + 1, x_ld, 16, ahead + 16 * 64 * Lines);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        float* out = c + r * kPanel + 16 * v;
-        const F16 both = f_add(f_load(even[r][v]), sum[r][v]);
-        f_store(out, f_add(first ? f_zero() : f_load(out), both));
-      }
-  }
-}
-
-// The same sums for R rows of all 64 outputs straight from packed weights: for few rows, where memory sets the speed.
-template <int R, bool Prefetch>
-PYLLM_APART void stream_block(const uint8_t* w, const float* x, int64_t x_ld, int64_t steps, bool first, float* c) {
-  for (int64_t k = 0; k < steps; k += 32, x += 32, first = false) {
-    for (int t = 0; t < kPanel; t += 16) {
-      F16 even[R], odd[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) even[r] = odd[r] = f_zero();
-#pragma GCC unroll 16
-      for (int pair = 0; pair < 32; pair += 2, w += 64) {
-        if (Prefetch) f_prefetch_l2(w + kAhead);
-        const F16 w_even = f_bf16_even(w), w_odd = f_bf16_odd(w);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          even[r] = f_fma(f_set(x[r * x_ld + pair]), w_even, even[r]);
-          odd[r] = f_fma(f_set(x[r * x_ld + pair + 1]), w_odd, odd[r]);
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        float* out = c + r * kPanel + t;
-        const F16 both = f_add(even[r], odd[r]);
-        f_store(out, f_add(first ? f_zero() : f_load(out), both));
-      }
-    }
-  }
-}
-
-void unpack_piece(const uint8_t* w, int64_t steps, float* out) {
-  for (int64_t k = 0; k < steps; k += 32, out += 32 * kPanel)
-    for (int t = 0; t < kPanel; t += 16)
-      for (int pair = 0; pair < 16; ++pair, w += 64) {
-        f_store(out + pair * 2 * kPanel + t, f_bf16_even(w));
-        f_store(out + pair * 2 * kPanel + kPanel + t, f_bf16_odd(w));
-      }
-}
-
-// What all register blocks of one piece of a panel share.
-struct Piece {
-  const uint8_t* packed;  // the weights as they lie in memory
-  int64_t bytes;          // of them
-  const float* weights;   // the same as floats; nullptr: unpack as you go
-  const float* x;         // first row, first k of the piece
-  int64_t x_ld, steps;
-  bool first;      // the piece begins at k = 0
-  float* c;        // sums [rows][64]
-  const float* y;  // where they end up
-  int64_t y_ld;
-};
-
-enum class Blocks { floats, pairs, stream };
-
-template <Blocks B, int R, int Lines>
-void block_row(const Piece& p, int row, const uint8_t* ahead) {
-  const float* x = p.x + row * p.x_ld;
-  float* c = p.c + row * kPanel;
-  if constexpr (B == Blocks::stream) {
-    stream_block<R, Lines != 0>(p.packed, x, p.x_ld, p.steps, p.first, c);
-  } else {
-    constexpr int V = block_vectors(R);
-    constexpr auto fetching = B == Blocks::floats ? float_block<R, V, Lines> : pair_block<R, V, Lines>;
-    constexpr auto block = B == Blocks::floats ? float_block<R, V, 0> : pair_block<R, V, 0>;
-    fetching(p.weights, x, p.x_ld, p.steps, p.first, ahead, c);
-    for (int v = V; v < kPanel / 16; v += V) block(p.weights + 16 * v, x, p.x_ld, p.steps, p.first, ahead, c + 16 * v);
-  }
-}
-
-template <Blocks B, int R>
-void block_row(const Piece& p, int row, int rows, int lines, const uint8_t* ahead) {
-  if constexpr (R > 1) {
-    if (rows < R) return block_row<B, R - 1>(p, row, rows, lines, ahead);
-  }
-  if (lines == 0) return block_row<B, R, 0>(p, row, ahead);
-  if (lines == 1) return block_row<B, R, 1>(p, row, ahead);
-  if (lines == 2) return block_row<B, R, 2>(p, row, ahead);
-  block_row<B, R, 4>(p, row, ahead);
-}
-
-// All rows over one piece. The next piece is fetched into L2 meanwhile, each register block its share; so are the lines
-// of y (one miss a line would cost a tenth of the time of many rows).
-template <Blocks B, int Most>
-void all_rows(const Piece& p, int rows) {
-  const int blocks = (rows + Most - 1) / Most, lines = int(p.bytes / 64 / p.steps);
-  const int share = (lines + blocks - 1) / blocks;
-  const uint8_t *ahead = p.packed + p.bytes, *end = ahead + p.bytes;
-  for (int row = 0, part; row < rows; row += part) {
-    part = next_part(rows - row, Most);
-    block_row<B, Most>(p, row, part, ahead < end ? share : 0, ahead);
-    ahead += 64 * share * p.steps;
-    for (int r = p.first ? row : row + part; r < row + part; ++r)
-      for (int i = 0; i < kPanel; i += 16) f_prefetch_l2(p.y + r * p.y_ld + i);
-  }
-}
 
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
   const bool floats = a.format == Format::f32;
-  const int64_t depth = packed_k(a.format, a.k), x_ld = floats ? a.x_ld : depth, unit = floats ? 1 : 32;
+  const int step = floats ? 1 : kWordInputs;
+  const int64_t depth = packed_k(a.format, a.k) / step, x_ld = floats ? a.x_ld : depth, unit = floats ? 1 : 32 / step;
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;
   const float* y = a.y + row0 * a.y_ld + int64_t(p) * (a.gated ? kPanel / 2 : kPanel);
   const uint8_t* w = a.weights + size_t(p) * panel_bytes(a.format, a.k);
   for (int64_t k = 0, steps; k < depth; k += steps) {
     steps = unit * next_part(int((depth - k) / unit), int(kPiece / unit));
-    const int64_t bytes = steps * kPanel * (floats ? 4 : 2);
+    const int64_t bytes = steps * kPanel * (floats ? 4 : 2 * step);
     Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld};
     if (floats) {
       piece.weights = reinterpret_cast<const float*>(w);
       all_rows<Blocks::floats, kBlockRows>(piece, rows);
+    } else if (kWordInputs == 2) {
+      all_rows<Blocks::dots, kBlockRows>(piece, rows);
     } else if (rows < kUnpackFrom) {
       all_rows<Blocks::stream, kStreamRows>(piece, rows);
     } else {
@@ -224,43 +42,10 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
   }
 }
 
-PYLLM_INLINE F16 cap_and_scale(const LinearArgs& a, F16 s) {
-  if (a.softcap > 0) s = f_mul(f_set(a.softcap), f_tanh(f_div(s, f_set(a.softcap))));
-  return a.scale != 1.0f ? f_mul(f_set(a.scale), s) : s;
-}
-// The end of 32 outputs of one row: columns [column, column + 32) of the packed order, sums s0 and s1. Bias, activation
-// (gated: 16 gate and 16 up columns give 16 outputs), cap, scale, residual, in this order.
-PYLLM_INLINE void finish_columns(const LinearArgs& a, int64_t row, int64_t column, F16 s0, F16 s1) {
-  if (a.bias) {
-    s0 = f_add(s0, f_load(a.bias + column));
-    s1 = f_add(s1, f_load(a.bias + column + 16));
-  }
-  s0 = f_activation(a.activation, s0);
-  const int64_t out = a.gated ? column / 2 : column;
-  float* y = a.y + row * a.y_ld + out;
-  const float* residual = a.residual ? a.residual + row * a.residual_ld + out : nullptr;
-  if (a.gated) {
-    s0 = cap_and_scale(a, f_mul(s0, s1));
-    f_store(y, residual ? f_add(f_load(residual), s0) : s0);
-    return;
-  }
-  s1 = cap_and_scale(a, f_activation(a.activation, s1));
-  s0 = cap_and_scale(a, s0);
-  f_store(y, residual ? f_add(f_load(residual), s0) : s0);
-  f_store(y + 16, residual ? f_add(f_load(residual + 16), s1) : s1);
-}
-
-void finish_rows(const LinearArgs& a, int panel, int row0, int rows, const float* c) {
-  for (int r = 0; r < rows; ++r)
-    for (int i = 0; i < kPanel; i += 32) {
-      const float* sums = c + r * kPanel + i;
-      finish_columns(a, row0 + r, int64_t(panel) * kPanel + i, f_load(sums), f_load(sums + 16));
-    }
-}
-
-// Prepared form: bfloat16 rows as floats that are already rounded, contiguous, padded with zeros to packed_k columns.
+// Prepared form: bfloat16 rows, contiguous, padded with zeros to packed_k columns; as floats that are already rounded
+// where there is no instruction for pairs of them.
 size_t prepared_bytes(Format f, int m, int64_t k) {
-  return f == Format::bf16 ? size_t(m) * size_t(packed_k(f, k)) * sizeof(float) : 0;
+  return f == Format::bf16 ? size_t(m) * size_t(packed_k(f, k) / kWordInputs) * sizeof(float) : 0;
 }
 
 void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out) {
@@ -269,12 +54,12 @@ void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int 
   const int64_t depth = packed_k(f, k);
   for (int r = row0; r < row1; ++r) {
     const float* from = x + r * x_ld;
-    float* to = static_cast<float*>(out) + r * depth;
+    float* to = static_cast<float*>(out) + r * (depth / kWordInputs);
     for (int64_t i = 0; i < depth; i += 16) {
       const int64_t n = k - i;
-      f_store(to + i, n >= 16 ? f_round_bf16(f_load(from + i))
-                      : n > 0 ? f_round_bf16(f_load_n(from + i, int(n)))
-                              : f_zero());
+      const F16 v = n >= 16 ? f_load(from + i) : n > 0 ? f_load_n(from + i, int(n)) : f_zero();
+      if (kWordInputs == 2) f_bf16_store(to + i / 2, v);
+      else f_store(to + i, f_round_bf16(v));
     }
   }
 }

@@ -5,6 +5,8 @@
 #pragma once
 #include <cstring>
 
+#include "cpu/pack_codes.h"
+#include "cpu/quantise.h"
 #include "kernels.h"
 
 namespace pyllm {
@@ -88,20 +90,110 @@ inline bool side_by_side(const void* const* rows, const int64_t* stride, int siz
   return true;
 }
 
+// 16 outputs of a source.
+template <SourceType T>
+struct Tile {
+  const void* const* rows;
+  const int64_t* stride;
+  int64_t k;
+  bool by_line;
+
+  Tile(const void* const* rows, const int64_t* stride, int64_t k)
+      : rows(rows), stride(stride), k(k), by_line(side_by_side(rows, stride, element_size(T))) {}
+
+  // x[i] = the 16 outputs at k = c + i; zeros from k on.
+  PYLLM_INLINE void load(int64_t c, F16 (&x)[16]) const {
+    const int64_t n = k - c;
+    if (by_line) {
+      const int64_t step = stride[0] * element_size(T);
+      const uint8_t* p = static_cast<const uint8_t*>(rows[0]) + c * step;
+      for (int i = 0; i < 16; ++i, p += step) {
+        if (i < n) f_prefetch_l2(p + 16 * step);
+        x[i] = i < n ? load_elements<T>(p) : f_zero();
+      }
+      return;
+    }
+    for (int j = 0; j < 16; ++j) {
+      const uint8_t* row = n > 0 ? static_cast<const uint8_t*>(rows[j]) : nullptr;
+      x[j] = row ? load_run<T>(row + c * stride[j] * element_size(T), stride[j], n) : f_zero();
+    }
+    f_transpose(x);
+  }
+};
+
+// Two int8 or four int4 codes, raised to 0 and more, as 16 bits.
+PYLLM_INLINE F16 join(const F16& first, const F16& second, float base) { return f_fma(second, f_set(base), first); }
+
+template <SourceType T>
+void pack_i8_tile(const Tile<T>& tile, int t, uint8_t* panel) {
+  const int64_t depth = round_up(tile.k, 64);
+  Int8Search search = {f_zero(), f_zero()};
+  F16 x[16];
+  for (int64_t c = 0; c < tile.k; c += 16) {
+    tile.load(c, x);
+    for (int i = 0; i < 16; ++i) int8_see(search, x[i]);
+  }
+  const F16 scale = f_div(search.top, f_set(127.0f)), inv = inverse(scale);
+  for (int64_t c = 0; c < depth; c += 16) {
+    tile.load(c, x);
+    for (int i = 0; i < 16; ++i) x[i] = f_add(code_of(x[i], inv, -127.0f, 127.0f), f_set(128.0f));
+    for (int i = 0; i < 16; i += 4)
+      f_words_store(i8_codes_at(panel, c + i, t), join(x[i], x[i + 1], 256.0f), join(x[i + 2], x[i + 3], 256.0f));
+  }
+  f_store(i8_scales_at(panel, depth) + t, f_add(scale, search.bad));
+}
+
+template <SourceType T>
+void pack_i4_tile(Format f, const Tile<T>& tile, int t, uint8_t* panel) {
+  const int64_t group = group_of(f);
+  alignas(64) float w[128][16];
+  for (int64_t begin = 0; begin < tile.k; begin += group, panel += group_bytes(f)) {
+    for (int64_t c = 0; c < group; c += 16) {
+      F16 x[16];
+      tile.load(begin + c, x);
+      for (int i = 0; i < 16; ++i) f_store(w[c + i], x[i]);
+    }
+    const F16 scale = int4_scale(w[0], group), inv = inverse(scale);
+    f_f16_store(panel + 2 * t, scale);
+    if (has_zeros(f)) std::memset(panel + 128 + t, 8, 16);
+    for (int64_t c = 0; c < group; c += 8) {
+      F16 code[8], half[2];
+      for (int i = 0; i < 8; ++i) code[i] = f_add(code_of(f_load(w[c + i]), inv, -8.0f, 7.0f), f_set(8.0f));
+      for (int i = 0; i < 2; ++i)
+        half[i] =
+            join(join(code[4 * i], code[4 * i + 1], 16.0f), join(code[4 * i + 2], code[4 * i + 3], 16.0f), 256.0f);
+      f_words_store(i4_codes_at(f, panel, c, t), half[0], half[1]);
+    }
+  }
+}
+
+template <SourceType T>
+void pack_halves_tile(const Tile<T>& tile, int t, uint8_t* panel) {
+  for (int64_t c = 0; c < tile.k; c += 16) {
+    F16 x[16];
+    tile.load(c, x);
+    for (int i = 0; i < 16 && c + i < tile.k; ++i) f_f16_store(panel + ((c + i) * kPanel + t) * 2, x[i]);
+  }
+}
+
 template <SourceType T>
 void pack_tiles(Format f, const void* const* rows, const int64_t* stride, int64_t k, uint8_t* out) {
   constexpr int size = element_size(T);
   for (int t = 0; t < kPanel; t += 16) {
+    const Tile<T> tile(rows + t, stride + t, k);
+    if (f == Format::f16) pack_halves_tile(tile, t, out);
+    if (is_i8(f)) pack_i8_tile(tile, t, out);
+    if (is_i4(f)) pack_i4_tile(f, tile, t, out);
+    if (f != Format::f32 && f != Format::bf16) continue;
     const uint8_t* first = static_cast<const uint8_t*>(rows[t]);
     float* floats = reinterpret_cast<float*>(out) + t;
     uint8_t* pairs = out + t * 64;
-    const bool by_line = side_by_side(rows + t, stride + t, size);
     if (f == Format::f32)
-      by_line ? pack_floats_by_line<T>(first, stride[t] * size, k, floats)
-              : pack_floats_by_row<T>(rows + t, stride + t, k, floats);
+      tile.by_line ? pack_floats_by_line<T>(first, stride[t] * size, k, floats)
+                   : pack_floats_by_row<T>(rows + t, stride + t, k, floats);
     else
-      by_line ? pack_pairs_by_line<T>(first, stride[t] * size, k, pairs)
-              : pack_pairs_by_row<T>(rows + t, stride + t, k, pairs);
+      tile.by_line ? pack_pairs_by_line<T>(first, stride[t] * size, k, pairs)
+                   : pack_pairs_by_row<T>(rows + t, stride + t, k, pairs);
   }
 }
 

@@ -16,6 +16,7 @@
       prefix##linear_scratch,     \
       prefix##linear_panels,      \
       pack_panel_rows,            \
+      pack_codes_rows,            \
       layer_norm,                 \
       rms_norm,                   \
       activate,                   \

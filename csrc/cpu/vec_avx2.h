@@ -123,6 +123,18 @@ PYLLM_INLINE F16 f_f16_load(const void* p) {
   const __m128i* h = static_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
 }
+PYLLM_INLINE __m128i half_narrow_f16(__m256 x) {
+  return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// Rounded to half floats (nearest, ties to even; infinity where too large), still as floats.
+PYLLM_INLINE F16 f_round_f16(const F16& x) {
+  return {_mm256_cvtph_ps(half_narrow_f16(x.lo)), _mm256_cvtph_ps(half_narrow_f16(x.hi))};
+}
+// Rounds and writes 16 contiguous half floats.
+PYLLM_INLINE void f_f16_store(void* p, const F16& x) {
+  _mm_storeu_si128(static_cast<__m128i*>(p), half_narrow_f16(x.lo));
+  _mm_storeu_si128(static_cast<__m128i*>(p) + 1, half_narrow_f16(x.hi));
+}
 PYLLM_INLINE __m256 half_round_bf16(__m256 x) {
   const __m256i u = _mm256_castps_si256(x), high = _mm256_set1_epi32(int(0xffff0000u));
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
@@ -151,6 +163,48 @@ PYLLM_INLINE void f_bf16_interleave_store(void* p, const F16& even, const F16& o
   const F16 e = f_round_bf16(even), o = f_round_bf16(odd);
   _mm256_storeu_si256(static_cast<__m256i*>(p), half_interleave(e.lo, o.lo));
   _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, half_interleave(e.hi, o.hi));
+}
+PYLLM_INLINE __m256i half_words(__m256 low, __m256 high) {
+  return _mm256_or_si256(_mm256_cvtps_epi32(low), _mm256_slli_epi32(_mm256_cvtps_epi32(high), 16));
+}
+// Writes 16 words low + 65536 * high of integral low and high in [0, 65535].
+PYLLM_INLINE void f_words_store(void* p, const F16& low, const F16& high) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), half_words(low.lo, high.lo));
+  _mm256_storeu_si256(static_cast<__m256i*>(p) + 1, half_words(low.hi, high.hi));
+}
+PYLLM_INLINE void transpose_eighth(const __m256 (&x)[8], __m256 (&y)[8]) {
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    y[j] = _mm256_permute2f128_ps(b[j], b[j + 4], 0x20);
+    y[j + 4] = _mm256_permute2f128_ps(b[j], b[j + 4], 0x31);
+  }
+}
+// Rows become columns.
+PYLLM_INLINE void f_transpose(F16 (&x)[16]) {
+  __m256 from[4][8], to[8];
+  for (int i = 0; i < 8; ++i) {
+    from[0][i] = x[i].lo;
+    from[1][i] = x[i].hi;
+    from[2][i] = x[i + 8].lo;
+    from[3][i] = x[i + 8].hi;
+  }
+  for (int part = 0; part < 4; ++part) {
+    transpose_eighth(from[part], to);
+    for (int i = 0; i < 8; ++i) (part < 2 ? x[part * 8 + i].lo : x[(part - 2) * 8 + i].hi) = to[i];
+  }
 }
 PYLLM_INLINE void f_prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 

@@ -88,6 +88,11 @@ PYLLM_INLINE F16 f_bf16_load(const void* p) { return widen_bf16(_mm256_loadu_si2
 PYLLM_INLINE F16 f_f16_load(const void* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
 }
+PYLLM_INLINE __m256i narrow_f16(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// Rounded to half floats (nearest, ties to even; infinity where too large), still as floats.
+PYLLM_INLINE F16 f_round_f16(const F16& x) { return {_mm512_cvtph_ps(narrow_f16(x.v))}; }
+// Rounds and writes 16 contiguous half floats.
+PYLLM_INLINE void f_f16_store(void* p, const F16& x) { _mm256_storeu_si256(static_cast<__m256i*>(p), narrow_f16(x.v)); }
 // To nearest even, denormals to zero, NaN stays NaN, whatever MXCSR says; one instruction with AVX512_BF16.
 PYLLM_INLINE __m256i narrow_bf16(__m512 x) {
 #ifdef __AVX512BF16__
@@ -113,6 +118,37 @@ PYLLM_INLINE void f_bf16_store(void* p, const F16& x) {
 PYLLM_INLINE void f_bf16_interleave_store(void* p, const F16& even, const F16& odd) {
   const __m512i e = _mm512_cvtepu16_epi32(narrow_bf16(even.v)), o = _mm512_cvtepu16_epi32(narrow_bf16(odd.v));
   _mm512_storeu_si512(p, _mm512_or_si512(e, _mm512_slli_epi32(o, 16)));
+}
+// Writes 16 words low + 65536 * high of integral low and high in [0, 65535].
+PYLLM_INLINE void f_words_store(void* p, const F16& low, const F16& high) {
+  _mm512_storeu_si512(p, _mm512_or_si512(_mm512_cvtps_epi32(low.v), _mm512_slli_epi32(_mm512_cvtps_epi32(high.v), 16)));
+}
+// Rows become columns.
+PYLLM_INLINE void f_transpose(F16 (&x)[16]) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4)  // b[i + j]: of each quarter column j of rows i .. i + 3
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
+      b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {  // column 4 q + j: quarter q of b[j], b[j + 4], b[j + 8], b[j + 12]
+    const __m512 low01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x44),
+                 high01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xee);
+    const __m512 low23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x44),
+                 high23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xee);
+    x[j].v = _mm512_shuffle_f32x4(low01, low23, 0x88);
+    x[j + 4].v = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+    x[j + 8].v = _mm512_shuffle_f32x4(high01, high23, 0x88);
+    x[j + 12].v = _mm512_shuffle_f32x4(high01, high23, 0xdd);
+  }
 }
 
 #if defined(__AVX512BF16__) && defined(PYLLM_BF16_DOT)

@@ -164,6 +164,28 @@ PYLLM_INLINE F16 f_f16_load(const void* p) {
   }
   return f_load(f);
 }
+// Rounds to nearest even and writes 16 contiguous half floats.
+PYLLM_INLINE void f_f16_store(void* p, const F16& x) {
+  uint32_t u[16];
+  uint16_t h[16];
+  std::memcpy(u, &x, sizeof u);
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t sign = (u[i] >> 16) & 0x8000u, magnitude = u[i] & 0x7fffffffu;
+    uint32_t half = ((magnitude + 0xfffu + ((magnitude >> 13) & 1u)) >> 13) - (112u << 10);
+    if (magnitude >= 0x47800000u) half = 0x7c00u;
+    if (magnitude > 0x7f800000u) half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+    if (magnitude < 0x38800000u)  // a denormal half: in units of 2^-24, which are those of the last place at 0.5
+      half = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u;
+    h[i] = uint16_t(sign | half);
+  }
+  std::memcpy(p, h, sizeof h);
+}
+// Rounded to half floats, still as floats.
+PYLLM_INLINE F16 f_round_f16(const F16& x) {
+  uint16_t h[16];
+  f_f16_store(h, x);
+  return f_f16_load(h);
+}
 // Rounded to bf16 (nearest, ties to even; denormals to zero; NaN stays NaN), still as floats.
 PYLLM_INLINE F16 f_round_bf16(const F16& x) {
   return f_map(x, [](V4 p) {
@@ -188,6 +210,21 @@ PYLLM_INLINE void f_bf16_interleave_store(void* p, const F16& even, const F16& o
   const F16 pairs = f_map(f_round_bf16(even), f_round_bf16(odd),
                           [](V4 e, V4 o) { return bits_as<V4>((bits_as<U4>(e) >> 16) | bits_as<U4>(o)); });
   std::memcpy(p, &pairs, sizeof pairs);
+}
+// Writes 16 words low + 65536 * high of integral low and high in [0, 65535].
+PYLLM_INLINE void f_words_store(void* p, const F16& low, const F16& high) {
+  const F16 words = f_map(low, high, [](V4 l, V4 h) {
+    return bits_as<V4>(__builtin_convertvector(l, I4) | __builtin_convertvector(h, I4) << 16);
+  });
+  std::memcpy(p, &words, sizeof words);
+}
+// Rows become columns.
+PYLLM_INLINE void f_transpose(F16 (&x)[16]) {
+  float rows[16][16], columns[16][16];
+  std::memcpy(rows, x, sizeof rows);
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 16; ++j) columns[j][i] = rows[i][j];
+  std::memcpy(x, columns, sizeof columns);
 }
 PYLLM_INLINE void f_prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 

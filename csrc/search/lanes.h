@@ -1,10 +1,12 @@
-// Sixteen-lane loops over a row of logits: block maxima and the sum of exponentials. Included by row.h once per
-// instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64 bytes and
-// multiply_add(a, b, c) is a * b + c, fused or not; hence no include guard. Instruction sets that fuse give the same
-// bits: the lanes, what is done to them and the order of the final sum do not depend on the vector's length.
+// Sixteen-lane loops over a row of logits: block maxima, sums of exponentials, values that reach a bound. Included by
+// row.h once per instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64
+// bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max and at_least are given; hence no include
+// guard. Instruction sets that fuse give the same bits: the lanes, what is done to them and the order of the final sum
+// do not depend on the vector's length. block_sum of 64 values is what Kernels::summarise gives for them.
 
 constexpr int kLanes = int(sizeof(Floats) / 4);
 constexpr int kParts = 16 / kLanes;
+typedef double Doubles __attribute__((vector_size(2 * sizeof(Floats))));
 
 static inline __attribute__((always_inline)) Floats load(const float* x) {
   Floats v;
@@ -12,21 +14,21 @@ static inline __attribute__((always_inline)) Floats load(const float* x) {
   return v;
 }
 
-// exp(d) for d <= 0, within 3e-7 of its true value (from -86 down it stays at exp(-86)).
-// 2^t = 2^n * 2^f with n the nearest integer: adding 1.5 * 2^23 rounds and leaves n in the low bits of the sum; 2^f on
-// [-0.5, 0.5] is a minimax polynomial (relative error 7.7e-8); 2^n is added into the exponent bits.
+// exp(d) for d <= 0, within 2e-7 of its true value (from -87 down it stays at exp(-87)): the steps of f_exp in
+// cpu/math.h. d = n ln 2 + r with ln 2 in two parts; adding 1.5 * 2^23 rounds and leaves n in the low bits of the sum;
+// Cephes' polynomial for e^r; 2^n is added into the exponent bits.
 static inline __attribute__((always_inline)) Floats exp_of(Floats d) {
-  Floats t = d * 1.44269504f;
-  const Floats low = Floats{} - 124.0f;
-  t = t > low ? t : low;
-  const Floats shifted = t + 12582912.0f;
-  const Floats f = t - (shifted - 12582912.0f);
-  const Floats zero{};
-  Floats p = multiply_add(zero + 1.327793890e-3f, f, zero + 9.675757641e-3f);
-  p = multiply_add(p, f, zero + 5.550709598e-2f);
-  p = multiply_add(p, f, zero + 2.402211434e-1f);
-  p = multiply_add(p, f, zero + 6.931469682e-1f);
-  p = multiply_add(p, f, zero + 1.000000073f);
+  const Floats zero{}, low = zero - 87.0f;
+  d = d > low ? d : low;
+  const Floats shifted = d * 1.44269504f + 12582912.0f;
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = multiply_add(-n, zero - 2.12194440e-4f, multiply_add(-n, zero + 0.693359375f, d));
+  Floats p = multiply_add(zero + 1.9875691500e-4f, r, zero + 1.3981999507e-3f);
+  p = multiply_add(p, r, zero + 8.3334519073e-3f);
+  p = multiply_add(p, r, zero + 4.1665795894e-2f);
+  p = multiply_add(p, r, zero + 1.6666665459e-1f);
+  p = multiply_add(p, r, zero + 5.0000001201e-1f);
+  p = multiply_add(p * r, r, r + 1.0f);
   return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
@@ -46,14 +48,8 @@ static float block_max(const float* x, size_t n, bool* has_nan) {
       nan[k] |= v != v;
     }
   }
-  float top = -INFINITY;
-  int32_t seen = 0;
-  for (int k = 0; k < kParts; ++k) {
-    for (int l = 0; l < kLanes; ++l) {
-      top = best[k][l] > top ? best[k][l] : top;
-      seen |= nan[k][l];
-    }
-  }
+  float top = reduce_max(best);
+  bool seen = any(nan);
   for (; i < n; ++i) {
     top = x[i] > top ? x[i] : top;
     seen |= x[i] != x[i];
@@ -62,20 +58,73 @@ static float block_max(const float* x, size_t n, bool* has_nan) {
   return top;
 }
 
-// The sum of exp(x[i] - max); max is finite and no less than any x[i].
-static double block_sum(const float* x, size_t n, float max) {
+// The sum of exp((x[i] - max) * scale); max is finite and no less than any x[i], scale > 0.
+static float block_sum(const float* x, size_t n, float max, float scale) {
   Floats sum[kParts];
   for (int k = 0; k < kParts; ++k) sum[k] = Floats{};
   size_t i = 0;
   for (; i + 16 <= n; i += 16) {
-    for (int k = 0; k < kParts; ++k) sum[k] += exp_of(load(x + i + k * kLanes) - max);
+    for (int k = 0; k < kParts; ++k) sum[k] += exp_of((load(x + i + k * kLanes) - max) * scale);
+  }
+  if (i < n) {
+    float rest[16] = {}, kept[16] = {};
+    std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    for (size_t l = 0; l < n - i; ++l) kept[l] = 1.0f;
+    for (int k = 0; k < kParts; ++k) {
+      const Floats piece = exp_of((load(rest + k * kLanes) - max) * scale);
+      sum[k] += load(kept + k * kLanes) > 0.0f ? piece : Floats{};
+    }
   }
   float lane[16];
   std::memcpy(lane, sum, 64);
   for (int width = 8; width > 0; width /= 2) {
     for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
   }
-  double total = lane[0];
-  for (; i < n; ++i) total += std::exp(double(x[i] - max));
+  return lane[0];
+}
+
+// weights[b] = sums[b] * exp((tops[b] - max) * scale) for blocks b in [0, n), 0 where the top is -inf; returns their
+// sum. n is a multiple of 16 (pad with tops of -inf).
+static double weigh(const float* tops, const float* sums, size_t n, float max, float scale, float* weights) {
+  const Floats none = Floats{} - INFINITY;
+  Doubles total[kParts];
+  for (int k = 0; k < kParts; ++k) total[k] = Doubles{};
+  for (size_t i = 0; i < n; i += 16) {
+    for (int k = 0; k < kParts; ++k) {
+      const size_t at = i + k * kLanes;
+      const Floats top = load(tops + at), one = load(sums + at) * exp_of((top - max) * scale);
+      const Floats weight = top > none ? one : Floats{};
+      std::memcpy(weights + at, &weight, sizeof weight);
+      total[k] += __builtin_convertvector(weight, Doubles);
+    }
+  }
+  double lane[16];
+  std::memcpy(lane, total, 128);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+  }
+  return lane[0];
+}
+
+// How many of x[0..n) reach the bound; n is a multiple of 16.
+static size_t count_at_least(const float* x, size_t n, float bound) {
+  Ints count[kParts];
+  for (int k = 0; k < kParts; ++k) count[k] = Ints{};
+  for (size_t i = 0; i < n; i += 16) {
+    for (int k = 0; k < kParts; ++k) count[k] -= load(x + i + k * kLanes) >= bound;
+  }
+  int32_t lane[16];
+  std::memcpy(lane, count, 64);
+  size_t total = 0;
+  for (int32_t one : lane) total += size_t(one);
   return total;
+}
+
+// Bit i: whether x[i] reaches the bound, for i in [0, n), n <= 64.
+static uint64_t which_at_least(const float* x, size_t n, float bound) {
+  uint64_t bits = 0;
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) bits |= uint64_t(at_least(load(x + i), bound)) << i;
+  for (; i < n; ++i) bits |= uint64_t(x[i] >= bound) << i;
+  return bits;
 }

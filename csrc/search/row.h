@@ -1,6 +1,7 @@
 // What a search needs of a row of V logits: maximum, log-sum-exp, the best k. Used by pyllm/decode/_search.pyx; knows
-// no policy. Random draws are in draw.h. A row is cut into blocks, so that the best few are looked for only in blocks
-// whose maximum says they can be there. Ties go to the lower id everywhere.
+// no policy. Random draws are in draw.h. A row is cut into blocks of 64, each with its maximum and its sum of
+// exponentials, so that most of the row need not be read; whoever computed the logits may have summarised them already.
+// Ties go to the lower id everywhere.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -18,14 +19,27 @@ namespace pyllm {
 namespace search {
 namespace {
 
-constexpr size_t kAhead = 4;    // blocks fetched ahead: logits often lie in an outer cache or in memory
-constexpr size_t kBlock = 512;  // 2 KB; 99 blocks for 50257 logits, more than the usual k
+constexpr size_t kBlock = 64;  // a panel of csrc/kernels.h
+constexpr size_t kAhead = 32;  // blocks fetched ahead: logits often lie in an outer cache or in memory
 
 #if defined(__GNUC__)
 namespace baseline {
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return a * b + c; }
+static inline float reduce_max(const Floats* v) {
+  Floats m = v[0];
+  for (int k = 1; k < 4; ++k) m = v[k] > m ? v[k] : m;
+  return std::max(std::max(m[0], m[1]), std::max(m[2], m[3]));
+}
+static inline bool any(const Ints* v) {
+  const Ints all = v[0] | v[1] | v[2] | v[3];
+  return all[0] | all[1] | all[2] | all[3];
+}
+static inline unsigned at_least(Floats v, float bound) {
+  const Ints reached = v >= bound;
+  return unsigned((reached[0] & 1) | (reached[1] & 2) | (reached[2] & 4) | (reached[3] & 8));
+}
 #include "lanes.h"
 }  // namespace baseline
 #else
@@ -38,10 +52,25 @@ inline float block_max(const float* x, size_t n, bool* has_nan) {
   }
   return top;
 }
-inline double block_sum(const float* x, size_t n, float max) {
+inline float block_sum(const float* x, size_t n, float max, float scale) {
   double total = 0.0;
-  for (size_t i = 0; i < n; ++i) total += std::exp(double(x[i] - max));
+  for (size_t i = 0; i < n; ++i) total += std::exp(double((x[i] - max) * scale));
+  return float(total);
+}
+inline double weigh(const float* tops, const float* sums, size_t n, float max, float scale, float* weights) {
+  double total = 0.0;
+  for (size_t i = 0; i < n; ++i) total += weights[i] = sums[i] * float(std::exp(double((tops[i] - max) * scale)));
   return total;
+}
+inline size_t count_at_least(const float* x, size_t n, float bound) {
+  size_t total = 0;
+  for (size_t i = 0; i < n; ++i) total += x[i] >= bound;
+  return total;
+}
+inline uint64_t which_at_least(const float* x, size_t n, float bound) {
+  uint64_t bits = 0;
+  for (size_t i = 0; i < n; ++i) bits |= uint64_t(x[i] >= bound) << i;
+  return bits;
 }
 }  // namespace baseline
 #endif
@@ -54,6 +83,17 @@ namespace avx2 {
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Ints __attribute__((vector_size(32)));
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps(a, b, c); }
+static inline float reduce_max(const Floats* v) {
+  const __m256 m8 = _mm256_max_ps(v[0], v[1]);
+  const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+  const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+  return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
+}
+static inline bool any(const Ints* v) {
+  const __m256i all = (__m256i)(v[0] | v[1]);
+  return !_mm256_testz_si256(all, all);
+}
+static inline unsigned at_least(Floats v, float bound) { return unsigned(_mm256_movemask_ps((__m256)(v >= bound))); }
 #include "lanes.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -63,6 +103,11 @@ namespace avx512 {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps(a, b, c); }
+static inline float reduce_max(const Floats* v) { return _mm512_reduce_max_ps(*v); }
+static inline bool any(const Ints* v) { return _mm512_test_epi32_mask((__m512i)*v, (__m512i)*v) != 0; }
+static inline unsigned at_least(Floats v, float bound) {
+  return _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GE_OQ);
+}
 #include "lanes.h"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -78,15 +123,19 @@ inline void prefetch(const float* x, size_t n) {
 
 struct RowKernels {
   float (*block_max)(const float* x, size_t n, bool* has_nan);
-  double (*block_sum)(const float* x, size_t n, float max);
+  float (*block_sum)(const float* x, size_t n, float max, float scale);
+  double (*weigh)(const float* tops, const float* sums, size_t n, float max, float scale, float* weights);
+  size_t (*count_at_least)(const float* x, size_t n, float bound);
+  uint64_t (*which_at_least)(const float* x, size_t n, float bound);
 };
+#define PYLLM_ROW_KERNELS(space) \
+  RowKernels { space::block_max, space::block_sum, space::weigh, space::count_at_least, space::which_at_least }
 
 inline std::vector<RowKernels> available_row_kernels() {  // the best one last
-  std::vector<RowKernels> all{{baseline::block_max, baseline::block_sum}};
+  std::vector<RowKernels> all{PYLLM_ROW_KERNELS(baseline)};
 #if defined(PYLLM_SEARCH_X86)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    all.push_back({avx2::block_max, avx2::block_sum});
-  if (__builtin_cpu_supports("avx512f")) all.push_back({avx512::block_max, avx512::block_sum});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(PYLLM_ROW_KERNELS(avx2));
+  if (__builtin_cpu_supports("avx512f")) all.push_back(PYLLM_ROW_KERNELS(avx512));
 #endif
   return all;
 }
@@ -100,101 +149,139 @@ struct Candidate {
 inline bool better(const Candidate& a, const Candidate& b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
+inline int lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctzll(bits);
+#else
+  int i = 0;
+  while (!(bits >> i & 1)) ++i;
+  return i;
+#endif
+}
 
-// A row and the maxima of its blocks; with `summed` also the sums of exp(x - maximum of the block), taken while a block
-// is in the L1 cache.
+// A row, the maxima of its blocks, and the sums of exp((x - maximum of the block) * scale) where they are wanted.
+// `summary` holds maximum and sum of each block, or is nullptr: then the row is read. Its sums are of `summary_scale`.
 struct Row {
   const float* x;
   size_t n;
-  std::vector<float> tops;
-  std::vector<double> sums;
+  size_t count;             // blocks
+  std::vector<float> tops;  // padded to a multiple of 16 with -inf
+  std::vector<float> sums;  // the same, empty until they are wanted
+  float scale;
   float max = -INFINITY;
   bool has_nan = false;
 
-  Row(const float* values, size_t count, bool summed = false)
-      : x(values), n(count), tops((count + kBlock - 1) / kBlock) {
+  Row(const float* values, size_t size, bool summed = false, float scale_ = 1.0f, const float* summary = nullptr,
+      float summary_scale = 1.0f)
+      : x(values),
+        n(size),
+        count((size + kBlock - 1) / kBlock),
+        tops((count + 15) / 16 * 16, -INFINITY),
+        scale(scale_) {
     if (summed) sums.resize(tops.size());
-    for (size_t b = 0; b < tops.size(); ++b) {
-      if (b + kAhead < tops.size()) prefetch(x + (b + kAhead) * kBlock, size_of(b + kAhead));
+    if (summary) {
+      read(summary, summed && scale == summary_scale);
+      for (size_t b = 0; b < count && summed && scale != summary_scale; ++b) sums[b] = block_sum(b);
+      return;
+    }
+    for (size_t b = 0; b < count; ++b) {
+      if (b + kAhead < count) prefetch(x + (b + kAhead) * kBlock, size_of(b + kAhead));
       tops[b] = kRow.block_max(x + b * kBlock, size_of(b), &has_nan);
       max = tops[b] > max ? tops[b] : max;
       if (summed) sums[b] = block_sum(b);
     }
   }
-  double block_sum(size_t b) const {
-    return std::isfinite(tops[b]) ? kRow.block_sum(x + b * kBlock, size_of(b), tops[b]) : 0.0;
+
+  // Takes the blocks from a summary. A sum is NaN where the block holds NaN or +inf, or nothing but -inf.
+  void read(const float* summary, bool summed) {
+    bool odd = false;
+    for (size_t b = 0; b < count; ++b) {
+      tops[b] = summary[2 * b];
+      max = tops[b] > max ? tops[b] : max;
+      odd |= !(summary[2 * b + 1] >= 0.0f);
+      if (summed) sums[b] = summary[2 * b + 1];
+    }
+    if (!odd) return;
+    for (size_t b = 0; b < count; ++b) {
+      if (summary[2 * b + 1] >= 0.0f) continue;
+      tops[b] = kRow.block_max(x + b * kBlock, size_of(b), &has_nan);
+      max = tops[b] > max ? tops[b] : max;
+      if (summed) sums[b] = block_sum(b);
+    }
+  }
+  float block_sum(size_t b) const {
+    return std::isfinite(tops[b]) ? kRow.block_sum(x + b * kBlock, size_of(b), tops[b], scale) : 0.0f;
   }
   size_t size_of(size_t block) const { return std::min(kBlock, n - block * kBlock); }
   // No NaN and a finite maximum: a softmax of this row exists.
   bool normal() const { return !has_nan && std::isfinite(max); }
 
   size_t argmax() const {
-    for (size_t b = 0; b < tops.size(); ++b) {
+    for (size_t b = 0; b < count; ++b) {
       if (tops[b] == max)
         return b * kBlock + (std::find(x + b * kBlock, x + b * kBlock + size_of(b), max) - (x + b * kBlock));
     }
     return 0;
   }
 
-  // Sums of exp(x - max) over the blocks; the maximum is finite.
-  std::vector<double> sums_exp() const {
-    std::vector<double> scaled(tops.size());
-    for (size_t b = 0; b < scaled.size(); ++b) {
-      scaled[b] = (sums.empty() ? block_sum(b) : sums[b]) * std::exp(double(tops[b]) - max);
-    }
-    return scaled;
-  }
-  double sum_exp() const {
-    double total = 0.0;
-    for (double sum : sums_exp()) total += sum;
-    return total;
+  // Sums of exp((x - max) * scale) over the blocks (padded with 0), and their sum, which never depends on where the
+  // blocks came from; the maximum is finite and sums are there.
+  std::vector<float> weights(double* total) const {
+    std::vector<float> all(tops.size());
+    *total = kRow.weigh(tops.data(), sums.data(), tops.size(), max, scale, all.data());
+    return all;
   }
   // NaN where softmax is undefined (a NaN or +inf in the row), -inf for a row of -inf.
   double log_sum_exp() const {
-    if (normal()) return max + std::log(sum_exp());
-    return has_nan || max > 0 ? NAN : -INFINITY;
+    if (!normal()) return has_nan || max > 0 ? NAN : -INFINITY;
+    double total;
+    weights(&total);
+    return max + std::log(total) / scale;
   }
 
-  // All values >= threshold in order of id; stops early once there are more than `limit`.
-  std::vector<Candidate> at_least(float threshold, size_t limit = SIZE_MAX) const {
+  // All values >= threshold in order of id.
+  std::vector<Candidate> at_least(float threshold) const {
     std::vector<Candidate> found;
-    for (size_t b = 0; b < tops.size() && found.size() <= limit; ++b) {
-      if (!(tops[b] >= threshold)) continue;
-      const size_t end = b * kBlock + size_of(b);
-      for (size_t i = b * kBlock; i < end; ++i) {
-        if (x[i] >= threshold) found.push_back({x[i], int32_t(i)});
+    for (size_t i = 0; i < tops.size(); i += kBlock) {
+      uint64_t blocks = kRow.which_at_least(&tops[i], std::min(kBlock, tops.size() - i), threshold);
+      for (; blocks; blocks &= blocks - 1) {
+        const size_t first = (i + lowest_bit(blocks)) * kBlock;
+        if (first >= n) break;  // padding
+        uint64_t bits = kRow.which_at_least(x + first, std::min(kBlock, n - first), threshold);
+        for (; bits; bits &= bits - 1) {
+          const size_t id = first + lowest_bit(bits);
+          found.push_back({x[id], int32_t(id)});
+        }
       }
     }
-    return found;
-  }
-  // The same for thresholds that many values reach: without a branch that would be mispredicted as often as not.
-  std::vector<Candidate> many_at_least(float threshold) const {
-    std::vector<Candidate> found;
-    size_t count = 0;
-    for (size_t b = 0; b < tops.size(); ++b) {
-      if (!(tops[b] >= threshold)) continue;
-      found.resize(count + kBlock);
-      const size_t end = b * kBlock + size_of(b);
-      for (size_t i = b * kBlock; i < end; ++i) {
-        found[count] = {x[i], int32_t(i)};
-        count += x[i] >= threshold;
-      }
-    }
-    found.resize(count);
     return found;
   }
 
   // A value that at least k of the row's values reach (1 <= k <= n), near the k-th largest.
   float reached_by(size_t k) const {
-    if (k <= tops.size()) {  // k blocks hold one such value each
-      std::vector<float> sorted(tops);
-      std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), [](float a, float b) { return a > b; });
-      return sorted[k - 1];
+    float below = 1.0f;
+    if (k > count) {  // more than the maxima can tell
+      for (below = 4.0f; std::isfinite(max) && below < 1e30f; below *= 2) {
+        if (at_least(max - below).size() >= k) return max - below;
+      }
+      return -INFINITY;
     }
-    for (float below = 4.0f; std::isfinite(max) && below < 1e30f; below *= 2) {
-      if (at_least(max - below, k).size() >= k) return max - below;
+    if (!std::isfinite(max)) return -INFINITY;
+    // k blocks whose maximum reaches the bound hold one such value each: halve the range until hardly more than k do.
+    while (below < 1e30f && kRow.count_at_least(tops.data(), tops.size(), max - below) < k) below *= 2;
+    if (below >= 1e30f) return -INFINITY;
+    float low = max - below, high = below > 1.0f ? max - below / 2 : max;
+    for (int halving = 0; halving < 12; ++halving) {
+      const float middle = low + (high - low) / 2;
+      const size_t reached = kRow.count_at_least(tops.data(), tops.size(), middle);
+      if (reached < k) {
+        high = middle;
+      } else {
+        low = middle;
+        if (reached <= k + k / 8) break;
+      }
     }
-    return -INFINITY;
+    return low;
   }
 
   // The best k, best first.
@@ -217,17 +304,18 @@ struct Shift {
 };
 
 // The k best continuations of `rows` sequences, best first: score = value + running[row], where value is the logit
-// itself or, with `normalise`, its log-probability; rows are `stride` floats apart. False when a row has no softmax
-// (NaN or +inf).
+// itself or, with `normalise`, its log-probability; rows are `stride` floats apart, their summaries (nullptr: none) one
+// after the other. False when a row has no softmax (NaN or +inf).
 struct Continuation {
   float score;
   int32_t row;
   int32_t id;
 };
-inline bool continuations(const float* x, size_t rows, size_t stride, size_t n, const float* running, size_t k,
-                          bool normalise, std::vector<Continuation>& out) {
+inline bool continuations(const float* x, size_t rows, size_t stride, size_t n, const float* summary,
+                          const float* running, size_t k, bool normalise, std::vector<Continuation>& out) {
+  const size_t blocks = (n + kBlock - 1) / kBlock;
   for (size_t r = 0; r < rows; ++r) {
-    const Row row(x + r * stride, n, normalise);
+    const Row row(x + r * stride, n, normalise, 1.0f, summary ? summary + r * blocks * 2 : nullptr);
     if (row.has_nan || row.max == INFINITY) return false;
     const Shift shift(normalise ? row.log_sum_exp() : 0.0);
     for (const Candidate& c : row.top_k(k)) {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ..errors import CheckpointError, InvalidConfigError
+from .codes import Codes, Kind
 from .hub import find_folder
 from .json_file import read_json_object
 from .mapped import TensorEntry
@@ -52,6 +53,18 @@ class Checkpoint:
         Raises CheckpointError for an unknown name.
         """
         return self._entry(name).array()
+
+    def kind(self, name: str) -> Kind | None:
+        """How a matrix is quantised; None: it is not (QuantizedCheckpoint)."""
+        return None
+
+    def codes(self, name: str) -> Codes | None:
+        """The integers [outputs, inputs] of a quantised matrix whose kind has some."""
+        return None
+
+    def is_idle(self, name: str) -> bool:
+        """Whether a tensor that the model lacks changes nothing: zeros that a quantiser wrote."""
+        return False
 
     def release(self, name: str) -> None:
         """Give a tensor's pages back to the kernel. Its arrays stay valid: using them reads the file again."""

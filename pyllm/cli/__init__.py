@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "inspect",
     "verify": "verify",
     "bench": "bench",
+    "quantize": "quantize",
     "doctor": "doctor",
 }
 

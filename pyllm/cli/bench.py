@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -133,14 +134,23 @@ def _last_call(model: Any, texts: list[list[int]], new: int, beams: int) -> Call
 
 
 def _profile(runner: Any, call: Callable[[], Any]) -> list[dict[str, Any]]:
-    """Raises InvalidOptionError for a device that keeps no times."""
+    """Times by operation, those of all layers together. Raises InvalidOptionError for a device that keeps none."""
     if not hasattr(runner, "profile"):
         raise InvalidOptionError("[bench] --profile needs the cpu device, this one keeps no times; use --device cpu")
     runner.profile(True)
-    call()
-    timings = [dict(record) for record in runner.timings()]
-    runner.profile(False)
-    return timings
+    try:
+        call()
+        timings = runner.timings()
+    finally:
+        runner.profile(False)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for timing in timings:
+        op = re.sub(r"^layer\d+", "layer*", timing.op)
+        start = {"op": op, "program": timing.program, "calls": 0, "seconds": 0.0, "waited": 0.0, "bytes": 0}
+        record = found.setdefault((timing.program, op), start)
+        for name in ("calls", "seconds", "waited", "bytes"):
+            record[name] += getattr(timing, name)
+    return list(found.values())
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -160,19 +170,21 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _by_share(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    total = sum(record["seconds"] for record in timings) or 1.0
+    """Rows of a table, the longest first. Time is that of the thread that called: at work, and waiting for others."""
+    total = sum(record["seconds"] + record["waited"] for record in timings) or 1.0
     rows = []
-    for record in sorted(timings, key=lambda record: -record["seconds"]):
-        seconds, calls = record["seconds"], record["calls"]
-        rate = record.get("bytes", 0) / seconds / 1e9 if seconds else 0.0
+    for record in sorted(timings, key=lambda record: -record["seconds"] - record["waited"]):
+        seconds, calls = record["seconds"] + record["waited"], record["calls"]
         rows.append(
             {
                 "op": record["op"],
+                "program": record["program"],
                 "calls": calls,
                 "ms": f"{1e3 * seconds:.2f}",
+                "waiting": f"{1e3 * record['waited']:.2f}",
                 "share": f"{100 * seconds / total:.1f} %",
                 "us a call": f"{1e6 * seconds / max(calls, 1):.1f}",
-                "GB/s": f"{rate:.1f}" if rate else "",
+                "GB/s": f"{record['bytes'] / seconds / 1e9:.1f}" if record["bytes"] and seconds else "",
             }
         )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import Any
 
@@ -10,14 +11,17 @@ import click
 import pyllm
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..devices.formats import choose_all, weight_bytes
+from ..engine.loading import native_dtype
 from ..errors import PyllmError
-from ..models import bind, build_network
+from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import BLOCK_TOKENS
 from ..program.network import Network
 from ..program.tensors import Matrix
 from . import texts
 
 BYTES = {"float32": 4, "bfloat16": 2}
+FORMS = (("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("bfloat16", "int4"))  # dtype and quantization
 
 
 @click.command()
@@ -52,9 +56,9 @@ def examine(model: Any) -> dict[str, Any]:
             "stored": _stored(checkpoint),
         }
         try:
-            network = build_network(checkpoint.config)
+            network = network_of(checkpoint)
             report |= _network(network)
-            bind(network, checkpoint)
+            report |= _quantized(network, bind(network, checkpoint))
         except PyllmError as error:
             return {**report, "problems": str(error)}
         tokenizer = _tokenizer(checkpoint)
@@ -77,6 +81,7 @@ def _network(network: Network) -> dict[str, Any]:
     matrices = {matrix: None for program in network.programs.values() for matrix in program.matrices()}
     vectors = {vector: None for program in network.programs.values() for vector in program.vectors()}
     weights = sum(prod(matrix.shape) for matrix in matrices)
+    forms = {quantization or dtype: choose_all(network, dtype, quantization, None) for dtype, quantization in FORMS}
     parameters = weights + sum(_biases(matrix) for matrix in matrices) + sum(vector.shape[0] for vector in vectors)
     main = network.main
     cached = 2 * main.num_layers * main.num_kv_heads * main.head_dim
@@ -85,12 +90,33 @@ def _network(network: Network) -> dict[str, Any]:
         "parameters": f"{parameters:,}",
         "vocabulary": main.vocab_size,
         "positions": main.max_positions,
-        "weights": [f"{name}: {_megabytes(weights * size)}" for name, size in BYTES.items()],
+        "weights": [
+            f"{name}: {_megabytes(sum(weight_bytes(matrix, each.format) for matrix, each in chosen.items()))}"
+            for name, chosen in forms.items()
+        ],
     }
     if network.step is not None:
         block = [f"{name}: {_megabytes(cached * size * BLOCK_TOKENS)}" for name, size in BYTES.items()]
+        scales = cached // main.head_dim * 4  # a float32 for each key and each value
+        block.append(f"int8: {_megabytes((cached + scales) * BLOCK_TOKENS)}")
         report[f"cache of {BLOCK_TOKENS} tokens"] = block
     return report
+
+
+def _quantized(network: Network, tensors: BoundCheckpoint) -> dict[str, Any]:
+    """How the matrices of a quantised checkpoint are stored, and what they are packed as; {} for others."""
+    found: Counter[str] = Counter()
+    size = 0
+    for matrix, chosen in choose_all(network, native_dtype(network, tensors), None, tensors.kind).items():
+        size += weight_bytes(matrix, chosen.format)
+        kinds = {kind.label for source in matrix.sources if (kind := tensors.kind(source.name)) is not None}
+        if kinds:
+            how = "packed as they are, in" if chosen.codes else "dequantised and packed as"
+            found[f"{' and '.join(sorted(kinds))}: {how} {chosen.format}"] += 1
+    if not found:
+        return {}
+    lines = [f"{kind} ({count} {'matrix' if count == 1 else 'matrices'})" for kind, count in found.items()]
+    return {"quantised": lines, "packed weights": _megabytes(size)}
 
 
 def _biases(matrix: Matrix) -> int:

@@ -28,7 +28,9 @@ def _all(*added: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 loading = _all(  # collected by `load`
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option("--quantization", metavar="TYPE", help="Pack weights as int8, int8-fast, int4 or int4-g128."),
+    click.option("--kv-cache", metavar="TYPE", help="Keep keys and values as int8, or as another dtype."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or reference."),
     click.option("--threads", type=int, help="Threads [default: PYLLM_NUM_THREADS, OMP_NUM_THREADS or all cores]."),
 )
@@ -54,10 +56,20 @@ settings = click.option(  # read by `parsed_settings`
 )
 
 
-def load(model: str, dtype: str, device: str, threads: int | None) -> Any:
+def load(
+    model: str, dtype: str, device: str, threads: int | None, quantization: str | None, kv_cache: str | None
+) -> Any:
     """The model of a command; "default" is the one that comes with pyllm."""
     source = pyllm.default_model() if model == "default" else model
-    return pyllm.load(source, dtype=dtype, device=device, num_threads=threads, progress=True)
+    return pyllm.load(
+        source,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        kv_cache=kv_cache,
+        num_threads=threads,
+        progress=True,
+    )
 
 
 def parsed_settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..verify import verify as run_verify
 @click.option("--save", metavar="FOLDER", help="Write the reference there, for later runs without transformers.")
 @click.option("--json", "json_file", metavar="FILE", help="Write everything that was found as JSON.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with plots of the differences.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
 @click.option("--threads", "num_threads", type=int, help="Threads to use [default: all cores].")
 @click.option("--tolerance", type=float, help="Largest difference of logits that agrees [default: by dtype].")

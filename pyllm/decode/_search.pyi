@@ -1,4 +1,8 @@
-"""Types of the compiled search functions. Each row is contiguous float32; a name ending in _ overwrites its row."""
+"""Types of the compiled search functions. Each row is contiguous float32; a name ending in _ overwrites its row.
+
+`blocks` are the rows' summary (program/batch.py), float32 [n, ceil(V / 64), 2]; None: the rows are read. The results
+have the same bits either way. Where a summary's sums are of exp((x - maximum) * scale), scale is named.
+"""
 
 from collections.abc import Iterable
 
@@ -17,8 +21,15 @@ def log_softmax_(rows: NDArray[np.float32]) -> bool:
 def top_k(row: NDArray[np.float32], k: int) -> tuple[list[float], list[int]]:
     """The k largest values and their indices, best first, lower indices first among equals."""
 
+def best_token(rows: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> int:
+    """`argmax` of the first of [n, V] rows."""
+
 def best_continuations(
-    rows: NDArray[np.float32], running: list[float], k: int, normalise: bool
+    rows: NDArray[np.float32],
+    running: list[float],
+    k: int,
+    normalise: bool,
+    blocks: NDArray[np.float32] | None = None,
 ) -> list[tuple[float, int, int]] | None:
     """(score, row, token) of the k best of running[r] + rows[r, token], best first, ties by row and token.
 
@@ -34,9 +45,60 @@ def cut_top_k_(rows: NDArray[np.float32], k: int) -> None:
 def uniform(seed: int, seed_index: int, sequence: int, step: int, draw_index: int = 0) -> float:
     """A random number in [0, 1) that depends on its arguments only (Philox4x32-10)."""
 
-def sample_(row: NDArray[np.float32], top_k: int, top_p: float, min_p: float, u: float) -> int:
-    """The token at u in [0, 1) of the cumulative softmax, tokens ascending, after top-k (0: off), top-p (1: off) and
-    min-p (0: off); -1 when the row has no softmax (NaN, +inf, all -inf)."""
+def sample(
+    rows: NDArray[np.float32],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniforms: list[float],
+    blocks: NDArray[np.float32] | None = None,
+    scale: float = 1.0,
+) -> list[int]:
+    """For each row [n, V] the token at u in [0, 1) of the cumulative softmax of row / temperature, tokens ascending,
+    after top-k (0: off), top-p (1: off) and min-p (0: off); -1 when the row has no softmax (NaN, +inf, all -inf)."""
+
+class Weights:
+    """A distribution over tokens, by `weights`."""
+
+    def draw(self, u: float) -> int:
+        """The token at u in [0, 1) of the cumulative distribution, tokens ascending."""
+
+    def probability(self, token: int) -> float: ...
+    def draw_beyond(self, other: Weights, u: float) -> int:
+        """The token at u of max(p - q, 0), normalised, p being this distribution and q the other one."""
+
+def weights(row: NDArray[np.float32], temperature: float, top_k: int, top_p: float, min_p: float) -> Weights | None:
+    """The distribution that `sample` draws from; None when the row has no softmax."""
+
+class Lanes:
+    """Sequences whose every step is a choice from their logits and nothing else, advanced together."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def add(
+        self,
+        row: int,
+        tokens: list[int],
+        ends: frozenset[int],
+        prompt_length: int,
+        max_length: int,
+        cuts: tuple[float, int, float, float] | None,
+        seed: int,
+        seed_index: int,
+        sequence: int,
+    ) -> None:
+        """A sequence whose logits are row `row`: its tokens so far (the list grows by each step's token), its end
+        tokens, and what is drawn with: (temperature, top_k, top_p, min_p), None for the most likely token."""
+
+    def advance(
+        self,
+        rows: NDArray[np.float32],
+        blocks: NDArray[np.float32] | None = None,
+        scales: NDArray[np.float32] | None = None,
+    ) -> tuple[list[int] | None, list[int]]:
+        """Every sequence's next token, and which of them (by index) have ended. (None, [index]) when that one's row has
+        no softmax, or holds NaN; then nothing has changed. scales [n]: those of the blocks' sums, None: 1."""
 
 def draw_without_replacement(row: NDArray[np.float32], uniforms: list[float]) -> list[int] | None:
     """len(uniforms) distinct indices, each drawn from the softmax of those left; None as for sample_."""

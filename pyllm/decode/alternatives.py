@@ -55,7 +55,7 @@ class AlternativesPolicy(Policy):
         one = self._alternatives[index]
         return one.track.tokens[self.prompt_length :] if one.search is None else one.search.sequence_tokens(0)
 
-    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+    def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         return self._complete(logits) if self._alternatives else self._expand(logits)
 
     def _expand(self, logits: NDArray[np.float32]) -> Advance:

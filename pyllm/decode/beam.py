@@ -33,16 +33,20 @@ class Continuation(NamedTuple):
 
 
 def best_continuations(
-    rows: NDArray[np.float32], running: list[float], count: int, normalise: bool
+    rows: NDArray[np.float32],
+    running: list[float],
+    count: int,
+    normalise: bool,
+    blocks: NDArray[np.float32] | None = None,
 ) -> list[Continuation] | None:
     """The `count` best continuations, best first; None when a row holds NaN. rows: float32 [n, V], logits if
-    `normalise`, else log-probabilities.
+    `normalise`, else log-probabilities; blocks: their summary, if there is one.
 
     The single row of a prompt stands for len(running) equal beams of which the first alone counts. When it has too few
     tokens left (tiny vocabulary, strict filters), the others come in at their score of -1e9, as in transformers.
     """
     beams = len(running)
-    found = _search.best_continuations(rows, running[: len(rows)], count, normalise)
+    found = _search.best_continuations(rows, running[: len(rows)], count, normalise, blocks)
     if found is not None and len(rows) < beams and (len(found) < count or found[-1][0] == -np.inf):
         found = _search.best_continuations(np.repeat(rows, beams, axis=0), running, count, normalise)
     return None if found is None else [Continuation._make(one) for one in found]
@@ -113,13 +117,18 @@ class BeamPolicy(ScoredPolicy):
         self._running = [0.0] + [OUT] * (o.num_beams - 1)
         self._done: list[tuple[float, Track, Stop]] = []  # best first
         self._step = 0
+        self._plain = not self._chain and not o.output_scores and not o.do_sample
 
     def results(self) -> list[Hypothesis]:
         best = self._done[: self.options.num_return_sequences]
         return [self._hypothesis(track, score, *stop) for score, track, stop in best]
 
-    def _advance(self, logits: NDArray[np.float32]) -> Advance:
-        found = self._continuations(logits)
+    @property
+    def summary_scale(self) -> float | None:
+        return 1.0 if self._plain else None
+
+    def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
+        found = self._continuations(logits, blocks)
         self._step += 1
         length = len(self._live[0].tokens) + 1
         stops = self._stops(found, length)
@@ -144,11 +153,10 @@ class BeamPolicy(ScoredPolicy):
         del ranked[count:]
         return [one for _, one in ranked], [score for score, _ in ranked]
 
-    def _continuations(self, logits: NDArray[np.float32]) -> list[Continuation]:
-        histories = [track.tokens for track in self._live]
-        plain = not self._chain and not self.options.output_scores and not self.options.do_sample
+    def _continuations(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None) -> list[Continuation]:
         scores = logits
-        if not plain:
+        if not self._plain:
+            histories = [track.tokens for track in self._live]
             if not _search.log_softmax_(logits):
                 self._mark_invalid(logits)
             scores = self._chain.apply(logits, histories)
@@ -156,7 +164,7 @@ class BeamPolicy(ScoredPolicy):
         if self.options.do_sample:
             found = self._drawn(scores)
         else:
-            found = best_continuations(scores, self._running, self._count, normalise=plain)
+            found = best_continuations(scores, self._running, self._count, self._plain, blocks if self._plain else None)
         if found is None:
             raise self._not_a_number()
         return found

@@ -16,7 +16,7 @@ class FilterChain:
     """The filters of one request.
 
     `apply` runs all of them. Where nothing but temperature, top-k, top-p and min-p follows the filters that every
-    search has, `sampling_fused` is true: `apply_plain` and _search.sample_ then do the same in fewer passes.
+    search has, `sampling_fused` is true: `apply_plain` and _search.sample then do the same in fewer passes.
     """
 
     def __init__(self, request: Request, chosen: Sequence[int] = ()) -> None:
@@ -28,6 +28,11 @@ class FilterChain:
         unfused = options.top_h is not None or options.typical_p < 1 or 0 < options.epsilon_cutoff < 1
         unfused = unfused or 0 < options.eta_cutoff < 1 or options.renormalize_logits or options.num_beams > 1
         self.sampling_fused = options.do_sample and not unfused
+
+    @property
+    def is_drawn_from_logits(self) -> bool:
+        """Whether sampling needs nothing but the logits and what _search.sample does."""
+        return self.sampling_fused and not self._plain
 
     def __bool__(self) -> bool:
         return bool(self._plain or self._sampling or self._last)

@@ -4,6 +4,7 @@ ValueError with the rule that was broken. Combinations of options are options.py
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,24 @@ def streamer(value: Any) -> Any:
     """An object with put(token_ids) and end()."""
     if not callable(getattr(value, "put", None)) or not callable(getattr(value, "end", None)):
         raise ValueError("have the methods put(token_ids) and end()")
+    return value
+
+
+def assistant(value: Any) -> Any:
+    """A loaded model or the path of one; which models will do is the engine's to say."""
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not callable(getattr(value, "generate", None)):
+        raise ValueError("be a loaded LanguageModel, or a folder or Hub id of one")
+    return value
+
+
+def schedule(value: Any) -> str:
+    """How the number of proposed tokens changes: "heuristic_transient" is what "heuristic" means here."""
+    if not isinstance(value, str) or value not in ("constant", "heuristic", "heuristic_transient"):
+        raise ValueError('be "constant", "heuristic" or "heuristic_transient"')
     return value
 
 

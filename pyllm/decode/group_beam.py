@@ -69,7 +69,7 @@ class GroupBeamPolicy(ScoredPolicy):
         best = every[::-1][: self.options.num_return_sequences]
         return [self._hypothesis(track, score, *stop) for score, track, stop in best]
 
-    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+    def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         if not _search.log_softmax_(logits):
             if not self.options.remove_invalid_values:
                 raise self._not_a_number()

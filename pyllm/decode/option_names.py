@@ -12,6 +12,7 @@ from typing import Any
 from . import checks
 
 MOST_SEQUENCES = 65536  # of one prompt: a mistyped number must not take the machine's memory
+MOST_PROPOSED = 128  # tokens that are proposed at once: as many more rows of every step
 
 # name -> check. The names here are all the options there are.
 CHECKS: dict[str, checks.Check] = {
@@ -67,7 +68,16 @@ CHECKS: dict[str, checks.Check] = {
     "output_cross_attentions": checks.boolean,
     "return_dict_in_generate": checks.boolean,
     "use_cache": checks.boolean,
+    "prompt_lookup_num_tokens": checks.integer(1, MOST_PROPOSED),
+    "max_matching_ngram_size": checks.integer(1, 64),
+    "assistant_model": checks.assistant,
+    "num_assistant_tokens": checks.integer(1, MOST_PROPOSED),
+    "num_assistant_tokens_schedule": checks.schedule,
+    "assistant_confidence_threshold": checks.number(0, 1),
 }
+
+# What a file may not decide: which other model is loaded.
+_CALLERS_ONLY = ("assistant_model",)
 
 # Spellings of other packages that mean exactly one of ours.
 ALIASES = {
@@ -100,8 +110,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "force_words_ids": (None,),
     "watermarking_config": (None,),
     "token_healing": (None, False),
-    "assistant_model": (None,),
-    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "assistant_ensemble_weight": (None,),
+    "use_mtp": (None, False),
     "output_attentions": (None, False),
     "output_hidden_states": (None, False),
 }
@@ -136,7 +147,9 @@ def from_file(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Options of generation_config.json: null is unset, names without effect on the text are passed over."""
     values: dict[str, Any] = {}
     for name, value in config.items():
-        if name in CHECKS and value is not None:
+        if name in _CALLERS_ONLY and value is not None:
+            problems.append(f"generation_config.json: {name} is for callers; remove it from the file")
+        elif name in CHECKS and value is not None:
             _take(name, value, values, problems, "generation_config.json: ")
         elif name in _UNSUPPORTED and not _is_idle(name, value):
             problems.append(

@@ -13,12 +13,20 @@ from typing import Any
 
 from ..errors import ContextLengthError, InvalidOptionError, UnknownOptionError
 from .option_names import ALIASES as ALIASES  # other rooms look spellings up here
-from .option_names import from_caller, from_file
+from .option_names import MOST_PROPOSED, from_caller, from_file
 
 DEFAULT_NEW_TOKENS = 20  # transformers' default max_length (20), which it counts without the prompt when nobody set it
 
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _LARGEST_K = 2**31 - 1  # no vocabulary is larger, and the search functions take no larger integers
+_NEEDED_BY = {
+    "prompt_lookup_num_tokens": ("max_matching_ngram_size",),
+    "assistant_model": (
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+    ),
+}
 _BEAMS_ONLY = ("early_stopping", "length_penalty", "coverage_penalty")
 
 
@@ -39,6 +47,9 @@ class GenerationOptions:
     return_alternatives   num_return_sequences different next tokens, each completed by itself (alternatives.py), but
                           for those less likely than min_alternative_expansion_prob
     output_cross_attentions   the attention to the source that each new token was chosen with
+
+    Speculation (engine/speculation.py) is transformers', with two differences: num_assistant_tokens_schedule
+    "heuristic" starts anew with each sequence, and assistant_confidence_threshold (0: off) stays as it is.
     """
 
     max_length: int | None = None
@@ -93,6 +104,12 @@ class GenerationOptions:
     output_cross_attentions: bool = False
     return_dict_in_generate: bool = False
     use_cache: bool = True  # accepted for transformers' sake: the text is the same either way
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int = 2
+    assistant_model: Any = None  # a LanguageModel, or a str that pyllm.load takes
+    num_assistant_tokens: int = 20
+    num_assistant_tokens_schedule: str = "constant"
+    assistant_confidence_threshold: float = 0.4
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
@@ -125,6 +142,20 @@ class GenerationOptions:
             raise (UnknownOptionError if unknown else InvalidOptionError)(text)
         _warn_unused(options)
         return options
+
+    @property
+    def speculates(self) -> bool:
+        """Whether tokens are proposed, for a step to check several of them."""
+        return self.prompt_lookup_num_tokens is not None or self.assistant_model is not None
+
+    @property
+    def most_proposed(self) -> int:
+        """Tokens proposed at once at most; 0 without speculation."""
+        if self.prompt_lookup_num_tokens is not None:
+            return self.prompt_lookup_num_tokens
+        if self.assistant_model is None:
+            return 0
+        return self.num_assistant_tokens if self.num_assistant_tokens_schedule == "constant" else MOST_PROPOSED
 
     @property
     def min_tokens_to_keep(self) -> int:
@@ -230,8 +261,18 @@ def _contradictions(o: GenerationOptions) -> list[str]:
         "streamer needs num_beams=1 and num_return_sequences=1 (beams change until the end)": (
             o.streamer is not None and (o.num_beams > 1 or o.num_return_sequences > 1)
         ),
+        "prompt_lookup_num_tokens and assistant_model exclude each other": (
+            o.prompt_lookup_num_tokens is not None and o.assistant_model is not None
+        ),
+        f"{_proposer(o)} needs num_beams=1 (beams have no one next token to propose)": o.speculates and o.num_beams > 1,
+        f"{_proposer(o)} excludes return_alternatives": o.speculates and o.return_alternatives,
+        f"{_proposer(o)} excludes output_cross_attentions": o.speculates and o.output_cross_attentions,
     }
     return [rule for rule, is_broken in broken.items() if is_broken]
+
+
+def _proposer(o: GenerationOptions) -> str:
+    return "assistant_model" if o.assistant_model is not None else "prompt_lookup_num_tokens"
 
 
 def _warn_unused(o: GenerationOptions) -> None:
@@ -244,5 +285,9 @@ def _warn_unused(o: GenerationOptions) -> None:
     if idle:
         cure = "do_sample=True" if idle[0] in _SAMPLING_ONLY else "num_beams > 1"
         warnings.warn(f"{', '.join(idle)} without effect: set {cure}", UserWarning, stacklevel=3)
+    for needed, names in _NEEDED_BY.items():
+        alone = [name for name in names if name in o.given and getattr(o, name) != defaults[name]]
+        if getattr(o, needed) is None and alone:
+            warnings.warn(f"{', '.join(alone)} without effect: set {needed}", UserWarning, stacklevel=3)
     if {"max_length", "max_new_tokens"} <= o.given:
         warnings.warn("both max_length and max_new_tokens are set; max_new_tokens wins", UserWarning, stacklevel=3)

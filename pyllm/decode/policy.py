@@ -11,12 +11,13 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidOptionError, NumericError, PromptError
+from . import _search
 from .options import GenerationOptions
 from .track import Distribution, Kept, Stop, Track, hypothesis, keeps_anything
 from .track import Hypothesis as Hypothesis  # the other half of the interface
@@ -33,6 +34,23 @@ class Advance:
 
     parents: list[int]
     tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Next tokens of one live sequence as something cheaper guesses them. drawn_from: the distribution that each was
+    drawn from; None when they were not drawn (looked up, or the most likely ones)."""
+
+    tokens: list[int] = field(default_factory=list)
+    drawn_from: list[_search.Weights] | None = None
+
+
+@dataclass(frozen=True)
+class Verified(Advance):
+    """An Advance by several tokens: previous live sequence i grew by `grown[i]` of them, all but the last as proposed.
+    `tokens` are the last ones."""
+
+    grown: list[int]
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,7 @@ class Policy(ABC):
         self.max_length = request.max_length
         self.seed = request.seed
         self.finished = False
+        self.checked = self.proposed = self.accepted = 0  # by verify(): steps of a sequence, and tokens
         o = request.options
         self.needs_attention = o.output_cross_attentions or (o.coverage_penalty != 0 and o.num_beams > 1)
         self._keeps = keeps_anything(o, self.needs_attention)
@@ -97,11 +116,21 @@ class Policy(ABC):
         """Prompt and generated tokens of live sequence i (the policy's own list: read only)."""
         return self._live[i].tokens
 
-    def advance(self, logits: NDArray[np.float32]) -> Advance:
+    def live_index(self, i: int) -> int:
+        """Which returned sequence live sequence i will be; only where that is certain (greedy search and sampling)."""
+        return i
+
+    @property
+    def summary_scale(self) -> float | None:
+        """The scale of the sums of a summary that the next `advance` can use; None: it reads all logits anyway."""
+        return None
+
+    def advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         """Takes one step.
 
         logits: float32 [num_live, V], rows contiguous, row i for live sequence i. The policy overwrites it and keeps
-        no reference to it. Raises NumericError when a row holds NaN (unless `remove_invalid_values`).
+        no reference to it. blocks: their summary, of `summary_scale`, if there is one; it makes no difference to the
+        result. Raises NumericError when a row holds NaN (unless `remove_invalid_values`).
         """
         if self.finished:
             raise RuntimeError("[policy] advance after the group has finished; ask `finished` first")
@@ -112,8 +141,33 @@ class Policy(ABC):
                 f"strides {logits.strides}; pass one row per live sequence"
             )
         if self._keeps:
-            self._keep_before(logits)
-        return self._advance(logits)
+            self._keep_before(logits, self._live)
+        return self._advance(logits, blocks)
+
+    def join(self, lanes: _search.Lanes, row: int) -> bool:
+        """Joins lanes that choose its next tokens from now on, from row `row` of their logits, in place of `advance`;
+        `settle` ends it. False, and nothing has happened, where there is more to a step than a choice."""
+        return False
+
+    def settle(self) -> None:
+        """Ends the group, whose last token a lane has chosen."""
+        raise RuntimeError("[policy] settle without a lane")
+
+    def verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
+        """Takes as many steps as proposals turn out to be right, and one more, of each live sequence for itself.
+
+        logits: float32 [sum of len(proposal.tokens) + 1, V]: for each live sequence the row after its last token, then
+        the rows after each proposed token. They are read as far as those tokens are what `advance` would have chosen
+        (not drawn: the texts are the same to the token), or as speculative sampling accepts them (drawn: the texts
+        have the same distribution). Not before the first `advance`; greedy search and sampling only.
+        """
+        if self.finished or len(logits) != sum(len(one.tokens) + 1 for one in proposals):
+            raise RuntimeError(f"[policy] verify got {len(logits)} rows, or the group has finished")
+        step = self._verify(logits, proposals)
+        self.checked += len(proposals)
+        self.proposed += sum(len(one.tokens) for one in proposals)
+        self.accepted += sum(step.grown) - len(proposals)
+        return step
 
     def begin(self, track: Track, steps: Sequence[NDArray[np.float32]]) -> None:
         """Goes on from a sequence that has new tokens already, instead of from the prompt. steps: filtered scores of
@@ -148,20 +202,23 @@ class Policy(ABC):
         raise ValueError("[policy] beams have no stable sequence before the end; stream with num_beams=1")
 
     @abstractmethod
-    def _advance(self, logits: NDArray[np.float32]) -> Advance:
+    def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         """One step of the search; sets `finished`."""
+
+    def _verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
+        raise ValueError("[policy] this search takes no proposals; use num_beams=1")
 
     @abstractmethod
     def _stop(self, reason: str) -> None:
         """Turns what is still running into results."""
 
-    def _keep_before(self, logits: NDArray[np.float32]) -> None:
-        """Notes what results need of the untouched logits [n, V]."""
+    def _keep_before(self, logits: NDArray[np.float32], tracks: Sequence[Track]) -> None:
+        """Notes what results need of the untouched logits [n, V] of n live sequences."""
         if self.options.output_logits:
-            for track, row in zip(self._live, logits.copy(), strict=True):
+            for track, row in zip(tracks, logits.copy(), strict=True):
                 track.keep().logits.append(row)
         if (k := self.options.logprobs) is not None:
-            for track, row in zip(self._live, logits, strict=True):
+            for track, row in zip(tracks, logits, strict=True):
                 track.keep().drawn_from = Distribution(row, k)
         first = self._live[0]
         if self.needs_attention and len(first.keep().attention) <= len(first.tokens) - self.prompt_length:

@@ -21,16 +21,17 @@ class Stopping:
 
     def __init__(self, request: Request) -> None:
         options = request.options
-        self._ends = frozenset(options.eos_token_id)
+        self.ends = frozenset(options.eos_token_id)
         self._max_length = request.max_length
         self._deadline = None if options.max_time is None else request.started + options.max_time
         self._criteria = options.stopping_criteria
         self._strings = StopStrings(options.stop_strings, request.decode) if options.stop_strings else None
         self.reads_text = bool(self._criteria) or self._strings is not None
+        self.by_tokens = not self.reads_text and self._deadline is None  # by nothing but end tokens and length
 
     def at_end_token(self, token: int) -> Stop | None:
         """The stop if `token` is an end token."""
-        return _END if token in self._ends else None
+        return _END if token in self.ends else None
 
     def for_all(self, length: int) -> Stop | None:
         """The stop of the whole group, whose sequences have `length` tokens now."""

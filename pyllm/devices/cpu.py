@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import time
+import warnings
 import weakref
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, cast
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .. import _C
 from ..errors import ArrayError
@@ -17,18 +18,9 @@ from ..program.batch import Batch, Capture, KvCache, Summary
 from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
-from ..program.tensors import Source
+from . import packed_cache
 from .lowering import Lowering, Routine
-
-
-class Tensors(Protocol):
-    """Where the weights come from: pyllm.models.BoundCheckpoint, or anything like it."""
-
-    def tensor(self, name: str) -> NDArray[Any]:
-        """float32, float16, or bfloat16 as uint16, in the shape its Source says."""
-
-    def release(self, name: str) -> None:
-        """The tensor's memory will not be read again."""
+from .packing import Tensors, load_weights
 
 
 class Timing(NamedTuple):
@@ -45,9 +37,12 @@ class Timing(NamedTuple):
 class CpuRunner:
     """A network on this machine's processors. Threads may share one: steps take turns, caches are independent.
 
-    dtype: "float32", or "bfloat16" for weights, keys, values and the inputs of matmuls; sums are float32 in both.
+    dtype: "float32", "bfloat16" (weights, keys, values and the inputs of matmuls) or "float16" (weights, keys, values);
+    sums are float32 in all. quantization: None (as the checkpoint is), "int8", "int8-fast", "int4" or "int4-g128", for
+    the matrices of formats.quantizable. kv_cache None: as dtype; or another dtype, or "int8".
     num_threads None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or the cores this process may use. isa None: the best
     instruction set here, or PYLLM_ISA's. progress: a bar on stderr while packing, if it is a terminal.
+    folder: where the tensors come from, by whose content packed_cache keeps quantised weights that took long to pack.
     Weights are packed matrix by matrix, once where two programs share one; each tensor is released after its last use.
 
     Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
@@ -59,16 +54,33 @@ class CpuRunner:
         tensors: Tensors,
         *,
         dtype: str,
+        quantization: str | None = None,
+        kv_cache: str | None = None,
         num_threads: int | None = None,
         isa: str | None = None,
         progress: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.network = as_network(network)
-        lowered = Lowering(self.network, dtype)
+        lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
+        for (stored, packed), count in lowered.inexact.items():
+            warnings.warn(
+                f"[load] {count} matrices are stored as {stored}, which no packed format holds: they are packed as "
+                f"{packed} from their dequantised weights",
+                UserWarning,
+                stacklevel=4,
+            )
         self._routines = lowered.routines
         self._executor = _C.Executor(lowered.program, num_threads, isa)
         self._caches: weakref.WeakSet[_C.KvCache] = weakref.WeakSet()
-        _load(self._executor, lowered, tensors, progress)
+        self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
+        # Floats are packed as fast as they would be read back.
+        key = packed_cache.key_in(folder, repr(lowered.recipe)) if folder and self.quantization else None
+        if key is None or not packed_cache.restore(self._executor, key):
+            start = time.perf_counter()
+            load_weights(self._executor, lowered, tensors, progress)
+            if key is not None and time.perf_counter() - start > packed_cache.SLOW:
+                packed_cache.keep(self._executor, key)
 
     @property
     def program(self) -> Program:
@@ -199,49 +211,3 @@ def _wanted(routine: Routine, names: Iterable[str]) -> dict[str, int]:
             "print(runner.network) lists them"
         )
     return {name: routine.buffers[name] for name in names}
-
-
-def _load(executor: _C.Executor, lowered: Lowering, tensors: Tensors, progress: bool) -> None:
-    """Packs everything, one matrix at a time, so that at most one tensor is in memory beside the packed weights."""
-    uses: dict[str, int] = {}
-    for matrix in lowered.matrices:
-        for source in (*matrix.sources, *matrix.bias):
-            uses[source.name] = uses.get(source.name, 0) + 1
-    for source in [*(vector.source for vector in lowered.vectors), *(bias.source for bias in lowered.biases)]:
-        uses[source.name] = uses.get(source.name, 0) + 1
-
-    def done(source: Source) -> None:
-        uses[source.name] -= 1
-        if uses[source.name] == 0:
-            tensors.release(source.name)
-
-    hidden = not (progress and sys.stderr.isatty())
-    for matrix, index in tqdm(lowered.matrices.items(), desc="packing weights", unit="matrix", disable=hidden):
-        parts = [_taken(tensors, source) for source in matrix.sources]
-        if len({part.dtype for part in parts}) > 1:
-            parts = [_float32(part) for part in parts]
-        executor.pack(index, parts, [_float32(_taken(tensors, source).ravel()) for source in matrix.bias])
-        del parts
-        for source in (*matrix.sources, *matrix.bias):
-            done(source)
-    for vector, index in lowered.vectors.items():
-        values = _float32(_taken(tensors, vector.source).ravel()) + np.float32(vector.offset)
-        executor.set_vector(index, values * np.float32(vector.scale))
-        done(vector.source)
-    for bias, index in lowered.biases.items():
-        executor.set_vector(index, bias.expand(_float32(_taken(tensors, bias.source))).ravel())
-        done(bias.source)
-
-
-def _taken(tensors: Tensors, source: Source) -> NDArray[Any]:
-    """The part of a tensor that a source takes, as a view; a copy only where the file holds it misaligned."""
-    array = tensors.tensor(source.name)
-    array = (array.T if source.transposed else array)[source.begin : source.end or None]
-    return array if array.flags.aligned else array.copy()
-
-
-def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
-    """From float32, float16, or bfloat16 bits in uint16; C-contiguous."""
-    if array.dtype == np.uint16:
-        return cast("NDArray[np.float32]", (array.astype(np.uint32) << np.uint32(16)).view(np.float32))
-    return np.ascontiguousarray(array, dtype=np.float32)

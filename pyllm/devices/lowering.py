@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from .. import _C
+from ..checkpoint.codes import Kind
 from ..program.network import Network
 from ..program.program import (
     Attention,
@@ -22,33 +26,68 @@ from ..program.program import (
     StoreCross,
 )
 from ..program.tensors import Alibi, Buffer, Disentangled, Matrix, RelativeBias, Source, Vector
+from .formats import BITS, choose_all
 
 
 class Lowering:
     """A network as the core takes it. What both programs use (equal matrices, vectors, biases) is there once.
 
     matrices, vectors, biases   ids in the core; a bias is a vector [num_heads * len(buckets)]
+    chosen                      format of each matrix
+    kv_cache                    format of keys and values
     routines                    programs by name -> their ids and the ids of their buffers
     """
 
-    def __init__(self, network: Network, dtype: str) -> None:
+    def __init__(
+        self,
+        network: Network,
+        dtype: str,
+        quantization: str | None = None,
+        kv_cache: str | None = None,
+        kind: Callable[[str], Kind | None] | None = None,
+    ) -> None:
+        """kind: how the checkpoint has quantised a tensor. kv_cache None: as dtype."""
         programs = list(network.programs.values())
         main = network.main
+        self.kv_cache = kv_cache or dtype
+        self._asked = quantization
         self.program = _C.Program(
-            kv_cache=dtype,
+            kv_cache=self.kv_cache,
             cross_layers=main.cross_layers,
             cross_kv_heads=main.cross_kv_heads,
             cross_head_dim=main.cross_head_dim,
         )
         multiplied = {matrix for program in programs for matrix in _multiplied(program)}
-        found = dict.fromkeys(matrix for program in programs for matrix in program.matrices())
-        self._dtype = dtype
-        self.matrices = {matrix: self._matrix(matrix, matrix in multiplied) for matrix in found}
+        self.chosen = choose_all(network, dtype, quantization, kind)
+        self.matrices = {matrix: self._matrix(matrix, matrix in multiplied) for matrix in self.chosen}
         vectors = dict.fromkeys(vector for program in programs for vector in program.vectors())
         self.vectors = {vector: self.program.add_vector(vector.shape[0]) for vector in vectors}
         biases = dict.fromkeys(bias for program in programs for bias in program.biases())
         self.biases = {bias: self.program.add_vector(bias.num_heads * len(bias.buckets)) for bias in biases}
         self.routines = {name: self._routine(name, program) for name, program in network.programs.items()}
+
+    @property
+    def recipe(self) -> list[object]:
+        """All that decides what the packed weights are, but for the tensors' values."""
+        return [*self.chosen.items(), *self.vectors, *self.biases]
+
+    @property
+    def formats(self) -> dict[str, int]:
+        """Weights in each format, those that the most weights have first."""
+        weights: Counter[str] = Counter()
+        for matrix, chosen in self.chosen.items():
+            weights[chosen.format] += prod(matrix.shape)
+        return dict(weights.most_common())
+
+    @property
+    def quantization(self) -> str | None:
+        """What was asked for, or the quantised format of most weights; None: there is none."""
+        return self._asked or next((name for name in self.formats if BITS[name] < 16), None)
+
+    @property
+    def inexact(self) -> dict[tuple[str, str], int]:
+        """(how the checkpoint has them, the format they get) -> number of matrices that are quantised again."""
+        return dict(Counter((each.inexact, each.format) for each in self.chosen.values() if each.inexact))
 
     def _matrix(self, matrix: Matrix, packed: bool) -> int:
         """Tables that are only looked up stay plain rows; a table that is also a head exists in packed form only."""
@@ -57,7 +96,7 @@ class Lowering:
             matrix.name,
             parts,
             matrix.shape[1],
-            dtype=self._dtype,
+            dtype=self.chosen[matrix].format,
             gated=matrix.gated,
             packed=packed,
             bias=bool(matrix.bias),

@@ -5,17 +5,19 @@ Generation, streaming, pipelines and servers drive this loop. Knows no text and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode.policy import Policy
+from ..decode.policy import Advance, Policy, Verified
+from ..errors import InvalidOptionError
 from ..program.batch import Batch, Capture, KvCache, Runner
 from .batching import BatchBuilder
 from .sequences import SequenceTable
 from .sources import Source, release
+from .speculation import Assistant, Draft, Lookup
 
 ROWS_PER_STEP = 512  # rows of one step; an eighth of them are left to prompts however many sequences decode
 SCORED_ROWS = 128  # rows whose logits `score` takes at once: 128 x 50k floats are 25 MB
@@ -27,6 +29,8 @@ class Group:
     policy    chooses tokens; after the end, `policy.results()` is the outcome
     tokens    per live sequence the token chosen last, not run yet; empty until the whole prompt is in the cache
     source    what an encoder-decoder's sequences attend to; the group releases it when it ends
+    guesses   per live sequence who proposes its next tokens; None without speculation
+    rows      of the step at hand: how many rows of logits are the group's
     """
 
     def __init__(self, policy: Policy, slot: int, source: Source | None = None) -> None:
@@ -34,6 +38,8 @@ class Group:
         self.source = source
         self.tokens: list[int] = []
         self.slots = [slot]
+        self.guesses: list[Lookup | Draft] | None = [] if policy.options.speculates else None
+        self.rows = 1
         self.prompt: NDArray[np.int32] = np.array(policy.prompt_ids, np.int32)
         self.prompt_run = 0  # prompt tokens in the cache
 
@@ -50,7 +56,8 @@ class Engine:
 
     Groups may be added and dropped between steps. What a group computes does not depend on its company. After an
     exception out of `step` the engine can only be closed. cross: the cross cache of an encoder-decoder; `attention`
-    names the output whose attention weights policies are shown when they need them.
+    names the output whose attention weights policies are shown when they need them. assistant: who proposes tokens to
+    policies that ask for an assistant_model.
     """
 
     def __init__(
@@ -60,11 +67,13 @@ class Engine:
         *,
         cross: KvCache | None = None,
         attention: str | None = None,
+        assistant: Assistant | None = None,
         rows_per_step: int = ROWS_PER_STEP,
     ) -> None:
         self.cache = runner.new_cache() if cache is None else cache
         self.cross = cross
         self._attention = attention
+        self._assistant = assistant
         self._runner = runner
         self._rows_per_step = rows_per_step
         self._sequences = SequenceTable(self.cache)
@@ -87,6 +96,7 @@ class Engine:
         for slot in group.slots:
             self._sequences.close(slot)
         group.slots = []
+        self._forget(group.guesses or ())
         if group.source is not None:
             release(self.cross, group.source)
         self._steady = False
@@ -104,21 +114,73 @@ class Engine:
             logits = self._run_with_sources(batch)
         steady, row = len(advanced) == len(self._groups), 0
         for group in advanced:
-            count = len(group.slots)
-            rows = logits if count == len(logits) else logits[row : row + count]
-            row += count
-            step = group.policy.advance(rows)
-            group.tokens = step.tokens
-            if not step.tokens:
-                self.drop(group)
-                steady = False
-                continue
-            if len(step.parents) != count or step.parents != list(range(count)):
-                group.slots = self._sequences.reorder(group.slots, step.parents)
-                self._moved = True
-            steady = steady and len(step.parents) == count
+            rows = logits if group.rows == len(logits) else logits[row : row + group.rows]
+            row += group.rows
+            steady = self._advance(group, rows) and steady
         self._steady = steady and len(batch.ids) == len(logits)
         return advanced
+
+    def _advance(self, group: Group, rows: NDArray[np.float32]) -> bool:
+        """Lets one group choose; whether its next rows follow on these one for one."""
+        count, guesses = len(group.slots), group.guesses
+        if guesses:
+            step: Advance = self._verify(group, guesses, rows)
+        else:
+            step = group.policy.advance(rows)
+        group.tokens = step.tokens
+        if not step.tokens:
+            self.drop(group)
+            return False
+        if len(step.parents) != count or step.parents != list(range(count)):
+            group.slots = self._sequences.reorder(group.slots, step.parents)
+            self._moved = True
+        if guesses:
+            kept = set(step.parents)
+            self._forget([guess for i, guess in enumerate(guesses) if i not in kept])
+            group.guesses = [guesses[parent] for parent in step.parents]
+        elif guesses is not None:
+            group.guesses = [self._guess(group.policy, group.policy.live_index(i)) for i in range(len(step.tokens))]
+        return guesses is None and len(step.parents) == count
+
+    def _verify(self, group: Group, guesses: list[Lookup | Draft], rows: NDArray[np.float32]) -> Verified:
+        """A step of a group whose sequences ran proposals: what they were wrong about leaves the cache."""
+        step = group.policy.verify(rows, [guess.proposal for guess in guesses])
+        for slot, guess, grown in zip(group.slots, guesses, step.grown, strict=True):
+            self._sequences.shorten(slot, 1 + len(guess.proposal.tokens) - grown)
+            if isinstance(guess, Draft) and self._assistant is not None:
+                self._assistant.settle(guess, grown)
+        return step
+
+    def _guess(self, policy: Policy, sequence: int) -> Lookup | Draft:
+        """Who proposes tokens to the returned sequence of this index."""
+        if policy.options.prompt_lookup_num_tokens is not None:
+            return Lookup(policy)
+        if self._assistant is None:
+            raise InvalidOptionError(
+                "[engine] assistant_model must be known to the engine, it has none; pass Engine(assistant=...)"
+            )
+        return self._assistant.open(policy, sequence)
+
+    def _forget(self, guesses: Iterable[Lookup | Draft]) -> None:
+        for guess in guesses:
+            if isinstance(guess, Draft) and self._assistant is not None:
+                self._assistant.close(guess)
+
+    def _propose(self) -> None:
+        """Has the next tokens guessed of every sequence that speculates."""
+        asked: list[tuple[Draft, list[int], int]] = []
+        for group in self._groups:
+            if not group.tokens:
+                continue
+            for i, guess in enumerate(group.guesses or ()):
+                tokens = group.policy.live_tokens(i)
+                room = group.policy.max_length - len(tokens) - 1  # the step's own token comes after them
+                if isinstance(guess, Lookup):
+                    guess.propose(tokens, room)
+                else:
+                    asked.append((guess, tokens, room))
+        if asked and self._assistant is not None:
+            self._assistant.propose(asked)
 
     @property
     def groups(self) -> int:
@@ -174,6 +236,8 @@ class Engine:
         self._groups = []
         self._steady = False
         self._sequences.clear()
+        if self._assistant is not None:
+            self._assistant.clear()
 
     def __enter__(self) -> Engine:
         return self
@@ -194,8 +258,8 @@ class Engine:
         wanted = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # the sequence of each row of logits
         at = 0
         for group in self._running:
-            rows = [capture.weights[name][s][0, -1] for s in wanted[at : at + len(group.slots)]]
-            at += len(group.slots)
+            rows = [capture.weights[name][s][0, -1] for s in wanted[at : at + group.rows]]
+            at += group.rows
             group.policy.note_attention(np.stack(rows))
         return logits
 
@@ -214,22 +278,33 @@ class Engine:
     def _compose(self) -> Batch:
         """Decoding groups first, one row per sequence; then prompts, in order of arrival, up to the rows of a step."""
         builder = self._builder
+        self._propose()
         builder.start()
         self._running = []
         rows = 0
         for group in self._groups:
             if group.tokens:
-                self._sequences.append(group.slots)
-                for slot, token in zip(group.slots, group.tokens, strict=True):
-                    builder.add(slot, [token], logits_from=-1, source=group.source)
-                rows += len(group.slots)
-                self._running.append(group)
+                rows += self._add_tokens(group)
         budget = max(self._rows_per_step - rows, self._rows_per_step // 8, 1)
         for group in self._groups:
             if not group.tokens and budget:
                 budget -= self._add_prompt(group, budget)
         self._moved = False
         return builder.build()
+
+    def _add_tokens(self, group: Group) -> int:
+        """Adds the tokens chosen last, each with those that are proposed to follow it. Returns the rows."""
+        group.rows = 0
+        if group.guesses is None:
+            self._sequences.append(group.slots)
+        for i, (slot, token) in enumerate(zip(group.slots, group.tokens, strict=True)):
+            piece = [token, *group.guesses[i].proposal.tokens] if group.guesses else [token]
+            if group.guesses:
+                self._sequences.extend(slot, len(piece))
+            self._builder.add(slot, piece, logits_from=0, source=group.source)
+            group.rows += len(piece)
+        self._running.append(group)
+        return group.rows
 
     def _add_prompt(self, group: Group, budget: int) -> int:
         """Adds the next rows of a prompt, at most `budget`; the prompt's last row wants logits. Returns the rows."""
@@ -239,5 +314,6 @@ class Engine:
         self._sequences.extend(group.slots[0], len(chunk))
         self._builder.add(group.slots[0], chunk, logits_from=-1 if complete else len(chunk), source=group.source)
         if complete:
+            group.rows = 1
             self._running.append(group)
         return len(chunk)

@@ -12,11 +12,12 @@ from ..decode.policy import Policy, make_policy
 from ..errors import InvalidOptionError, PromptError, TokenizerError
 from ..tokenization import Detokenizer
 from .captures import Collected, Wanted, attention_names
-from .engine import Engine
+from .engine import ROWS_PER_STEP, Engine
 from .model import Model
 from .prompts import bounded
-from .results import GeneratedSequence, Generation
+from .results import GeneratedSequence, Generation, SpeculationCounts
 from .sources import Source, encode_batches, release
+from .speculation import Assistant
 from .streams import feed, new_tokens
 
 SEQUENCES_AT_ONCE = 64  # live sequences of one call; further prompts wait (bounds the cache's memory)
@@ -26,15 +27,27 @@ class GeneratingModel(Model):
     """A model with a decoder."""
 
     @contextmanager
-    def _session(self) -> Iterator[Engine]:
-        """An engine on caches of its own."""
+    def _session(self, assistant_model: Any = None) -> Iterator[Engine]:
+        """An engine on caches of its own. assistant_model: who proposes tokens (see GenerationOptions), if anyone."""
         with ExitStack() as stack:
             cache = stack.enter_context(self._cache("step"))
-            cross = attention = None
+            cross = attention = assistant = None
+            if assistant_model is not None:
+                model = self._assistant(assistant_model)
+                own = stack.enter_context(model._cache("step"))
+                assistant = Assistant(model._open_runner(), own, self.program.vocab_size)
             if self.network.encode is not None:
                 cross = stack.enter_context(self._cache("cross"))
                 attention = attention_names(self.program, cross=True)[-1]
-            yield stack.enter_context(Engine(self._open_runner(), cache, cross=cross, attention=attention))
+            engine = Engine(self._open_runner(), cache, cross=cross, attention=attention, assistant=assistant)
+            yield stack.enter_context(engine)
+
+    def _assistant(self, given: Any) -> GeneratingModel:
+        """The model that is to propose tokens. Raises InvalidOptionError."""
+        raise InvalidOptionError(
+            f"[generate] assistant_model is for decoders, {self.folder.name} has an encoder; use "
+            "prompt_lookup_num_tokens, or leave it out"
+        )
 
     def _policies(
         self,
@@ -71,13 +84,13 @@ class GeneratingModel(Model):
     def _run_policies(
         self, policies: Sequence[Policy], options: GenerationOptions, wanted: Wanted | None = None
     ) -> list[Generation]:
-        with self._session() as engine:
+        with self._session(options.assistant_model) as engine:
             if options.streamer is not None:
                 if len(policies) != 1:
                     raise InvalidOptionError(f"[generate] a streamer takes one prompt, got {len(policies)}; drop it")
                 feed(options.streamer, engine, policies[0], self._sources(engine, policies)[0])
             else:
-                run_all(engine, policies, max(1, SEQUENCES_AT_ONCE // _width(options)), self._sources)
+                run_all(engine, policies, _at_once(options), self._sources)
             results = [self._generation(policy) for policy in policies]
             if wanted:
                 results = [self._opened(engine, *pair, wanted) for pair in zip(policies, results, strict=True)]
@@ -115,7 +128,7 @@ class GeneratingModel(Model):
             return [source for _, sources in steps for source in sources]
 
     def _pieces(self, policy: Policy, detokenizer: Detokenizer) -> Generator[str, None, Generation]:
-        with self._session() as engine:
+        with self._session(policy.options.assistant_model) as engine:
             for tokens in new_tokens(engine, policy, self._sources(engine, [policy])[0]):
                 for token in tokens:
                     if piece := detokenizer.push(token):
@@ -127,7 +140,13 @@ class GeneratingModel(Model):
     def _generation(self, policy: Policy) -> Generation:
         results = policy.results()
         sequences = [GeneratedSequence.of(h, self._text(policy.prompt_ids, h.token_ids)) for h in results]
-        return Generation(sequences, policy.prompt_ids, policy.seed if policy.options.do_sample else None)
+        counts = SpeculationCounts(policy.checked, policy.proposed, policy.accepted)
+        return Generation(
+            sequences,
+            policy.prompt_ids,
+            policy.seed if policy.options.do_sample else None,
+            counts if policy.options.speculates else None,
+        )
 
     def _text(self, prompt_ids: list[int], token_ids: list[int]) -> str | TokenizerError:
         """What a stream of these tokens joins to: text that follows the prompt, its first space included."""
@@ -145,11 +164,13 @@ class GeneratingModel(Model):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _width(options: GenerationOptions) -> int:
-    """Sequences of one prompt that may live at once."""
+def _at_once(options: GenerationOptions) -> int:
+    """Prompts whose sequences may live at once; with proposals, no more than fit the rows of a step."""
+    width = max(options.num_beams, options.num_return_sequences)
     if options.return_alternatives:
-        return options.num_beams * options.num_return_sequences
-    return max(options.num_beams, options.num_return_sequences)
+        width = options.num_beams * options.num_return_sequences
+    rows = ROWS_PER_STEP // (1 + options.most_proposed)
+    return max(1, min(SEQUENCES_AT_ONCE, rows) // width)
 
 
 def run_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -9,16 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decode.options import GenerationOptions
+from ..errors import InvalidOptionError, TokenizerError
+from ..program.batch import Runner
+from ..program.network import Network
 from .captures import Collected, Floats, Layers, Wanted, attention_names, hidden_names, split_wanted
 from .generating import GeneratingModel, check_streamable
 from .prompts import Prompt, Prompts, read_prompt, read_prompts
 from .results import Generation
 from .scoring import Score, score_ids
+from .speculation import first_difference
 from .streams import TextStream
 
 
 class LanguageModel(GeneratingModel):
     """A decoder model ready to run: GPT-2, Llama and so on. See `Model` for its attributes."""
+
+    def __init__(self, network: Network, runner: Runner, **rest: Any) -> None:
+        super().__init__(network, runner, **rest)
+        self._assistants: dict[str, LanguageModel] = {}  # that were named, by name
+        self._fitting: weakref.WeakSet[LanguageModel] = weakref.WeakSet()  # assistants with this model's tokens
 
     @overload
     def generate(self, prompt: Prompt, **options: Any) -> Generation: ...
@@ -30,6 +40,8 @@ class LanguageModel(GeneratingModel):
         options: transformers' generate() options by name, on top of generation_config.json; `seed=` makes sampling
         repeatable, and a prompt's sample doesn't depend on its batch. Lengths nobody asked for end at the context.
         output_hidden_states and output_attentions take True or a list of layers (see GeneratedSequence).
+        assistant_model is another LanguageModel of the same tokens, or its folder or Hub id (then it is loaded once, as
+        this dtype).
         Raises PromptError, ContextLengthError, InvalidOptionError, UnknownOptionError, NumericError.
         """
         prompts, single = read_prompts(prompt, self._encode)
@@ -92,6 +104,61 @@ class LanguageModel(GeneratingModel):
         check_streamable(options)
         self._open_runner()
         return TextStream(self._pieces(self._policies([ids], options)[0], self._detokenizer(ids)))
+
+    def close(self) -> None:
+        for assistant in self._assistants.values():
+            assistant.close()
+        self._assistants = {}
+        super().close()
+
+    def _assistant(self, given: Any) -> LanguageModel:
+        """A loaded model, or one to be loaded once as this one was; its tokens must be this model's."""
+        if isinstance(given, str):
+            if given not in self._assistants:
+                self._assistants[given] = self._load_assistant(given)
+            return self._assistants[given]
+        if not isinstance(given, LanguageModel):
+            raise InvalidOptionError(
+                f"[generate] assistant_model must be a LanguageModel, got {type(given).__name__}; pyllm.load one, or "
+                "pass its folder or Hub id"
+            )
+        self._check_assistant(given)
+        return given
+
+    def _load_assistant(self, name: str) -> LanguageModel:
+        from .loading import load
+
+        runner: Any = self._open_runner()
+        dtype = self.dtype if self.device == "cpu" else "auto"
+        model = load(name, dtype=dtype, device=self.device, num_threads=getattr(runner, "num_threads", None))
+        try:
+            if not isinstance(model, LanguageModel):
+                raise InvalidOptionError(
+                    f"[generate] assistant_model must be a decoder, {name} is none; name a smaller model of this family"
+                )
+            self._check_assistant(model)
+        except InvalidOptionError:
+            model.close()
+            raise
+        return model
+
+    def _check_assistant(self, model: LanguageModel) -> None:
+        """Raises InvalidOptionError unless both have the same tokens: without tokenizers, as many of them."""
+        if model is self or model in self._fitting:
+            return
+        try:
+            different = first_difference(self.tokenizer, model.tokenizer)
+            differ = None if different is None else f"another token {different}"
+        except TokenizerError:
+            mine, theirs = self.program.vocab_size, model.program.vocab_size
+            differ = None if mine == theirs else f"{theirs} tokens for {mine}"
+        if differ is None:
+            self._fitting.add(model)
+        else:
+            raise InvalidOptionError(
+                f"[generate] assistant_model must have this model's vocabulary, {model.folder.name} has {differ}; take "
+                "a smaller model of the same family, or use prompt_lookup_num_tokens"
+            )
 
     def _checked_prompt(self, where: str, prompt: Prompt) -> list[int]:
         ids = read_prompt(prompt, self._encode, where)

@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 import inspect
 import os
+from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..decode.options import GenerationOptions
+from ..devices.formats import DTYPES, KV_CACHES, QUANTIZATIONS
 from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
 from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import Runner
@@ -23,7 +26,6 @@ from .language_model import LanguageModel
 from .model import Model
 from .seq2seq_model import Seq2SeqModel
 
-DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "reference")
 
 # Loading options of transformers that pyllm lacks: the values at which they ask for nothing, and what to do otherwise.
@@ -34,9 +36,12 @@ FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "attn_implementation": ((None,), "kernels are pyllm's own; leave it out"),
     "use_fast": ((None, True), "a model's tokenizer is what its folder holds; leave it out"),
     "low_cpu_mem_usage": ((None, True, False), "leave it out"),
-    "load_in_8bit": ((None, False), "this version runs float32 and bfloat16; leave it out"),
-    "load_in_4bit": ((None, False), "this version runs float32 and bfloat16; leave it out"),
-    "quantization_config": ((None,), "this version runs float32 and bfloat16; leave it out"),
+    "load_in_8bit": ((None, False), 'pass quantization="int8"'),
+    "load_in_4bit": ((None, False), 'pass quantization="int4"'),
+    "quantization_config": (
+        (None,),
+        'pass quantization="int8" or "int4" (a checkpoint that is quantised already is read as it is)',
+    ),
     "model_kwargs": ((None, {}), "pass what it holds by name, dtype= say"),
     "use_auth_token": ((None,), "pass token="),
 }
@@ -51,7 +56,8 @@ def load(
     local_files_only: bool = False,
     dtype: Any = "auto",
     device: Any = "auto",
-    quantization: None = None,
+    quantization: str | None = None,
+    kv_cache: Any = None,
     num_threads: int | None = None,
     progress: bool = False,
     **unknown: Any,
@@ -60,18 +66,21 @@ def load(
 
     model             a folder, or a Hub id ("org/name"), which is fetched through huggingface_hub's cache
     revision, cache_dir, token, local_files_only   as in huggingface_hub.snapshot_download
-    dtype             "float32", "bfloat16" (torch.bfloat16 as well), or "auto": the checkpoint's own (float16 runs as
-                      bfloat16)
+    dtype             "float32", "bfloat16", "float16" (torch.bfloat16 and so on as well), or "auto": the checkpoint's
+                      own (float16 runs as bfloat16)
     device            "cpu" (transformers' -1 as well), "reference" (NumPy in float64: slow, for checking), or "auto"
-    quantization      None: weights stay as they are
+    quantization      None: as the checkpoint is, which may be quantised by GPTQ, AWQ, compressed-tensors or
+                      bitsandbytes. "int8", "int8-fast" (8-bit activations too), "int4" (groups of 32 inputs),
+                      "int4-g128": weights of linear layers and experts are quantised while loading
+    kv_cache          None: keys and values in dtype; or "float32", "bfloat16", "float16", "int8"
     num_threads       None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or every core this process may use
     progress          bars on stderr while downloading and packing, if it is a terminal
 
     Raises ModelNotFoundError, UnsupportedModelError, InvalidConfigError, CheckpointError, DeviceError,
     InvalidOptionError and UnknownOptionError. The tokenizer is read at first use.
     """
-    dtype, device = _name_of_dtype(dtype), _name_of_device(device)
-    _check_options(unknown, dtype, device, quantization, num_threads)
+    dtype, device, kv_cache = _name_of_dtype(dtype), _name_of_device(device), _name_of_dtype(kv_cache)
+    _check_options(unknown, dtype, device, quantization, kv_cache, num_threads)
     num_threads = None if num_threads is None else int(num_threads)
     checkpoint = open_checkpoint(
         model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only, progress=progress
@@ -80,7 +89,24 @@ def load(
         network = network_of(checkpoint)
         tensors = bind(network, checkpoint)
         chosen = native_dtype(network, tensors) if dtype == "auto" else dtype
-        runner, chosen = _runner(network, tensors, chosen, device, num_threads, progress)
+        runner: Runner
+        if device == "reference":
+            from ..devices.reference import ReferenceRunner
+
+            runner, chosen = ReferenceRunner(network, tensors), "float64"
+        else:
+            from ..devices.cpu import CpuRunner
+
+            runner = CpuRunner(
+                network,
+                tensors,
+                dtype=chosen,
+                quantization=quantization,
+                kv_cache=kv_cache,
+                num_threads=num_threads,
+                progress=progress,
+                folder=checkpoint.folder,
+            )
     finally:
         checkpoint.close()
     return _model_class(network)(
@@ -91,6 +117,8 @@ def load(
         generation_config=_generation_config(checkpoint),
         tokenizer=_tokenizer_of(checkpoint, network.main.vocab_size),
         dtype=chosen,
+        quantization=getattr(runner, "quantization", None),
+        kv_cache=getattr(runner, "kv_cache", chosen),
         device="cpu" if device == "auto" else device,
     )
 
@@ -107,33 +135,20 @@ def _model_class(network: Network) -> type[Model]:
 
 
 def native_dtype(network: Network, tensors: BoundCheckpoint) -> str:
-    """What the bulk of the weights is stored in: "float32" for F32, "bfloat16" for BF16 and F16."""
-    elements: dict[str, int] = {}
-    matrices = {matrix: None for program in network.programs.values() for matrix in program.matrices()}
-    held = set(tensors.names())
-    for matrix in matrices:
-        for source in matrix.sources:
-            if source.name not in held:  # computed, not stored
-                continue
-            stored = tensors.dtype(source.name)
-            size = 1
-            for length in source.shape:
-                size *= length
-            elements[stored] = elements.get(stored, 0) + size
-    return "float32" if max(elements, key=lambda stored: elements[stored]) == "F32" else "bfloat16"
-
-
-def _runner(
-    network: Network, tensors: BoundCheckpoint, dtype: str, device: str, num_threads: int | None, progress: bool
-) -> tuple[Runner, str]:
-    """The runner and the type it computes in."""
-    if device == "reference":
-        from ..devices.reference import ReferenceRunner
-
-        return ReferenceRunner(network, tensors), "float64"
-    from ..devices.cpu import CpuRunner
-
-    return CpuRunner(network, tensors, dtype=dtype, num_threads=num_threads, progress=progress), dtype
+    """What the bulk of the weights is stored in: "float32" for F32, "bfloat16" for BF16 and F16. Of a quantised
+    checkpoint: of the weights that are not; of the vectors where all are."""
+    programs = network.programs.values()
+    matrices = dict.fromkeys(source for program in programs for each in program.matrices() for source in each.sources)
+    vectors = dict.fromkeys(vector.source for program in programs for vector in program.vectors())
+    held = set(tensors.names())  # others are computed, not stored
+    for sources in (matrices, vectors):
+        elements: Counter[str] = Counter()
+        for source in sources:
+            if source.name in held and tensors.kind(source.name) is None:
+                elements[tensors.dtype(source.name)] += prod(source.shape)
+        if elements:
+            return "float32" if elements.most_common(1)[0][0] == "F32" else "bfloat16"
+    return "bfloat16"
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -156,7 +171,12 @@ def _tokenizer_of(checkpoint: Checkpoint, vocab_size: int) -> Any:
 
 
 def _check_options(
-    unknown: dict[str, Any], dtype: object, device: object, quantization: object, num_threads: object
+    unknown: dict[str, Any],
+    dtype: object,
+    device: object,
+    quantization: object,
+    kv_cache: object,
+    num_threads: object,
 ) -> None:
     """All problems at once. Raises UnknownOptionError, DeviceError (cuda) or InvalidOptionError."""
     known = [name for name in inspect.signature(load).parameters if name != "unknown"]
@@ -169,14 +189,17 @@ def _check_options(
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         unknowns.append(f"there is no option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        float16 = " (float16 checkpoints run as bfloat16)" if str(dtype) == "float16" else ""
-        problems.append(f"dtype must be one of {', '.join(DTYPES)}{float16}, got {dtype!r}")
+    problems += _wrong_choice("dtype", dtype, ("auto", *DTYPES))
+    problems += _wrong_choice("quantization", quantization, QUANTIZATIONS, none=True)
+    problems += _wrong_choice("kv_cache", kv_cache, KV_CACHES, none=True)
+    if isinstance(device, str) and device == "reference" and (quantization is not None or kv_cache is not None):
+        problems.append(
+            "the reference device computes with a checkpoint's own weights in float64, got quantization="
+            f"{quantization!r} and kv_cache={kv_cache!r}; leave them out"
+        )
     cuda = isinstance(device, str) and device.partition(":")[0] == "cuda"
     if not cuda and (not isinstance(device, str) or device not in DEVICES):
         problems.append(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    if quantization is not None:
-        problems.append(f"quantization must be None, got {quantization!r}; this version runs float32 and bfloat16")
     if num_threads is not None and not _is_count(num_threads):
         problems.append(f"num_threads must be a positive number or None, got {num_threads!r}")
     if unknowns or problems:
@@ -184,6 +207,15 @@ def _check_options(
         raise kind("[load] " + "; ".join(unknowns + problems))
     if cuda:
         raise DeviceError("[load] device 'cuda' needs a build with CUDA kernels, this one has none; use device='cpu'")
+
+
+def _wrong_choice(name: str, value: object, known: tuple[str, ...], *, none: bool = False) -> list[str]:
+    """A sentence, unless the value is one of `known` (or None)."""
+    if (none and value is None) or (isinstance(value, str) and value in known):
+        return []
+    near = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return [f"{name} must be {'None or ' if none else ''}one of {', '.join(known)}, got {value!r:.80}{hint}"]
 
 
 def _name_of_dtype(dtype: object) -> object:

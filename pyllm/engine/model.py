@@ -26,7 +26,9 @@ class Model:
     folder, config                      where it came from, and its config.json
     generation_config                   generation_config.json, or the generation options in config.json without one
     network                             the recorded programs; print it
-    dtype, device                       what it computes in ("float32", "bfloat16") and on ("cpu", "reference")
+    dtype, device                       what it computes in ("float32", "bfloat16", ...) and on ("cpu", "reference")
+    quantization                        what most weights are packed as ("int8", "int4", ...); None: as dtype says
+    kv_cache                            what keys and values are kept in
     """
 
     def __init__(
@@ -40,12 +42,16 @@ class Model:
         tokenizer: Callable[[], Tokenizer],
         dtype: str,
         device: str,
+        quantization: str | None = None,
+        kv_cache: str | None = None,
     ) -> None:
         self.network = network
         self.folder = folder
         self.config = config
         self.generation_config = generation_config
         self.dtype = dtype
+        self.quantization = quantization
+        self.kv_cache = kv_cache or dtype
         self.device = device
         self._runner: Runner | None = runner
         self._load_tokenizer = tokenizer
@@ -95,7 +101,8 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.folder.name!r}, {self.network.family}, {self.dtype} on {self.device})"
+        types = f"{self.quantization} and {self.dtype}" if self.quantization else self.dtype
+        return f"{type(self).__name__}({self.folder.name!r}, {self.network.family}, {types} on {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
         raise PicklingError(

@@ -80,17 +80,44 @@ class GeneratedSequence:
 
 
 @dataclass(frozen=True)
+class SpeculationCounts:
+    """What speculation was worth, over all sequences of one prompt.
+
+    steps      times that a sequence was stepped with a proposal, empty ones included; each gives one token beside the
+               accepted ones
+    proposed   tokens proposed
+    accepted   those of them that became text
+    """
+
+    steps: int
+    proposed: int
+    accepted: int
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the proposed tokens that were accepted; 0 when none were proposed."""
+        return self.accepted / self.proposed if self.proposed else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """New tokens for one pass over the weights: 1 without speculation."""
+        return 1 + self.accepted / self.steps if self.steps else 1.0
+
+
+@dataclass(frozen=True)
 class Generation:
     """Everything one prompt led to. Attributes of `GeneratedSequence` are those of the best sequence.
 
     sequences         the num_return_sequences results, best first (sampling: in the order they were drawn)
     prompt_token_ids  the prompt as the network read it, special tokens included
     seed              give it as `seed=` to draw the same samples again; None when nothing was drawn
+    speculation       what prompt_lookup_num_tokens or assistant_model were worth; None without them
     """
 
     sequences: list[GeneratedSequence]
     prompt_token_ids: list[int] = field(repr=False)
     seed: int | None = None
+    speculation: SpeculationCounts | None = field(default=None, compare=False)
 
     @property
     def prompt_tokens(self) -> int:

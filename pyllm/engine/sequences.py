@@ -82,6 +82,13 @@ class SequenceTable:
             self.table[slot, len(blocks) - 1] = blocks[-1]
         self.lengths[slot] = length + tokens
 
+    def shorten(self, slot: int, tokens: int) -> None:
+        """Takes back the last `tokens` of what the sequence was extended by since it was last forked."""
+        length, blocks = self.lengths[slot] - tokens, self._blocks[slot]
+        while len(blocks) * BLOCK_TOKENS - BLOCK_TOKENS >= length:
+            self._cache.release(blocks.pop())
+        self.lengths[slot] = length
+
     def reorder(self, slots: list[int], parents: list[int]) -> list[int]:
         """Slots of the children when child i continues the sequence in slots[parents[i]].
 

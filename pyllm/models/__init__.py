@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.quantized import quantized_view
 from ..errors import InvalidConfigError, UnsupportedModelError
 from ..program.network import Network, as_network
 from ..program.program import Program
@@ -102,6 +103,7 @@ def build_network(config: Mapping[str, Any]) -> Network:
 def network_of(checkpoint: Checkpoint) -> Network:
     """The network of a checkpoint: build_network of its config.json, but a base model where that names a class with a
     head and no tensor of a head is stored, as in many sentence-transformers folders."""
+    checkpoint = quantized_view(checkpoint)
     network = build_network(checkpoint.config)
     module = _module(network.family)
     if network.head is None or network.step is not None:
@@ -113,7 +115,9 @@ def network_of(checkpoint: Checkpoint) -> Network:
 
 
 def bind(network: Network | Program, checkpoint: Checkpoint) -> BoundCheckpoint:
-    """The network's tensors in a checkpoint. Raises CheckpointError listing all that do not fit."""
+    """The network's tensors in a checkpoint, quantised or not. Raises CheckpointError listing all that do not fit,
+    and what quantized_view raises."""
+    checkpoint = quantized_view(checkpoint)
     module = _module(network.family)
     view = getattr(module, "unstacked", None)
     return bind_tensors(network, checkpoint if view is None else view(checkpoint), module.canonical)

@@ -1,16 +1,19 @@
 """Binds a program to a checkpoint: every tensor it needs must be there, in its shape, and nothing else. Reads no data
-but to compare a head that is stored twice; converting and packing is the device's matter."""
+but to compare a head that is stored twice; converting and packing is the device's matter.
+
+Quantised matrices are [outputs, inputs] in every checkpoint, also where the model has them the other way round."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.codes import Codes, Kind
 from ..errors import CheckpointError
 from ..program.network import Network, as_network
 from ..program.program import Attention, Program
@@ -32,22 +35,39 @@ class BoundCheckpoint:
         names: dict[str, str],
         constants: Mapping[str, NDArray[np.float32]],
         derived: Mapping[str, Derived],
+        turned: Collection[str] = (),
     ) -> None:
         self._checkpoint = checkpoint
         self._names = names  # canonical -> as stored
         self._constants = constants
         self._derived = derived
+        self._turned = turned  # quantised [outputs, inputs] for a Source that says [inputs, outputs]
 
     def names(self) -> list[str]:
         """Canonical names of what the checkpoint holds, in the order the network uses them."""
         return list(self._names)
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """The array as stored, read-only; bfloat16 as uint16."""
+        """The array as stored, read-only; bfloat16 as uint16. What is quantised comes as float32."""
         if name in self._derived:
             derived = self._derived[name]
             return np.asarray(derived.compute([self._taken(source) for source in derived.inputs]), np.float32)
-        return self._constants[name] if name in self._constants else self._checkpoint.tensor(self._names[name])
+        if name in self._constants:
+            return self._constants[name]
+        stored = self._checkpoint.tensor(self._names[name])
+        return stored.T if name in self._turned else stored
+
+    def stored_name(self, name: str) -> str:
+        """What a tensor is called in the files."""
+        return self._names[name]
+
+    def kind(self, name: str) -> Kind | None:
+        """How a matrix is quantised in the checkpoint; None: it is not."""
+        return self._checkpoint.kind(self._names[name]) if name in self._names else None
+
+    def codes(self, name: str) -> Codes | None:
+        """The integers of a quantised matrix, [outputs, inputs] whatever its Source says; None where it has none."""
+        return self._checkpoint.codes(self._names[name]) if name in self._names else None
 
     def dtype(self, name: str) -> str:
         """How it is stored: "F32", "F16" or "BF16"."""
@@ -94,13 +114,16 @@ def bind_tensors(
         if source.optional and source.name not in stored:
             constants[source.name] = np.zeros(source.shape, np.float32)
     needed = {source.name: source.shape for source in sources if source.name not in constants}
+    quantized = {name for name in needed if name in stored and checkpoint.kind(stored[name]) is not None}
+    turned = {source.name for source in sources if source.transposed and source.name in quantized}
     problems += [f"{name} is missing, it must be {list(needed[name])}" for name in needed if name not in stored]
     for name, shape in needed.items():
         if name in stored:
-            problems += _problems_of(checkpoint, stored[name], shape)
+            problems += _problems_of(checkpoint, stored[name], shape[::-1] if name in turned else shape)
     patterns = [f"(?:{pattern})" for program in programs for pattern in program.ignored]
     ignored = re.compile("|".join(patterns) or r"(?!)")
     extra = [stored[name] for name in stored if name not in needed and not ignored.fullmatch(name)]
+    extra = [name for name in extra if not checkpoint.is_idle(name)]
     problems += [f"{name} {list(checkpoint.shape(name))} is not part of the model" for name in extra]
     if problems:
         raise CheckpointError(
@@ -110,7 +133,7 @@ def bind_tensors(
             + (f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else "")
             + "\nCheck that config.json and the weight files belong together"
         )
-    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed}, constants, derived)
+    return BoundCheckpoint(checkpoint, {name: stored[name] for name in needed}, constants, derived, turned)
 
 
 def _layers(programs: list[Program]) -> str:

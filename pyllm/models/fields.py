@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..checkpoint.quantized import parse_scheme
 from ..errors import InvalidConfigError, UnsupportedModelError
 
 LARGEST = 2**31 - 1  # sizes and ids are int32 in the core
@@ -41,9 +42,7 @@ class Fields:
                 self._config[name] = value
                 self._written[name] = other
         if config.get("quantization_config") is not None:
-            method = config["quantization_config"]
-            method = method.get("quant_method", "unknown") if isinstance(method, dict) else method
-            self.unsupported(f"quantization_config: weights quantised by {method!r}")
+            parse_scheme(config["quantization_config"], self._invalid, self._unsupported)
 
     def raw(self, name: str) -> Any:
         """The value as it stands, or None."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.codes import Codes, Kind
 
 # gate_up_proj is [experts, 2 * ffn, inputs], all gate rows first; down_proj is [experts, outputs, ffn].
 STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)")
@@ -64,6 +65,15 @@ class UnstackedCheckpoint(Checkpoint):
             return self._whole.tensor(name)
         part = self._parts[name]
         return self._whole.tensor(part.name)[part.expert, part.begin : part.end]
+
+    def kind(self, name: str) -> Kind | None:
+        return None if name in self._parts else self._whole.kind(name)
+
+    def codes(self, name: str) -> Codes | None:
+        return None if name in self._parts else self._whole.codes(name)
+
+    def is_idle(self, name: str) -> bool:
+        return name not in self._parts and self._whole.is_idle(name)
 
     def release(self, name: str) -> None:
         self._whole.release(self._parts[name].name if name in self._parts else name)

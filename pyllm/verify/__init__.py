@@ -18,7 +18,8 @@ from .report import Report
 
 __all__ = ["Questions", "Reference", "Report", "read_reference", "verify", "write_reference"]
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.3, "float64": 1e-4}
+TOLERANCES = {"float32": 1e-4, "float16": 0.05, "bfloat16": 0.3, "float64": 1e-4}
+QUANTIZED = 0.05  # at least, where activations are integers of 16 bits
 
 
 def verify(
@@ -39,7 +40,8 @@ def verify(
                 float32, which must be installed with PyTorch
     dtype, device, num_threads   how pyllm runs the model (see `pyllm.load`)
     tolerance   largest difference of logits that agrees, in units of their standard deviation where that is above 1;
-                None: 1e-4 in float32, 0.3 in bfloat16, whose texts may differ from the reference's and still agree
+                None: 1e-4 in float32, 0.05 in float16 or of quantised weights, 0.3 in bfloat16, where texts may
+                differ from the reference's and still agree
     texts       more texts to ask a live transformers about
     save        a folder to write the reference to, for later runs
 
@@ -58,6 +60,8 @@ def verify(
         write_reference(Path(save), reference)
     with load(folder, dtype=dtype, device=device, num_threads=num_threads) as loaded:
         limit = TOLERANCES[loaded.dtype] if tolerance is None else tolerance
+        if tolerance is None and loaded.quantization is not None:
+            limit = max(limit, QUANTIZED)
         checks = compare(loaded, reference, limit)
         return Report(
             model=str(model),

@@ -31,6 +31,8 @@ inline std::vector<const Kernels*> tables() {
   return all;
 }
 inline bool is_scalar(const Kernels* k) { return std::string(k->name) == "scalar"; }
+// Whether its bfloat16 products are summed in VDPBF16PS order, not in that of all other tables.
+inline bool sums_pairs(const Kernels* k) { return std::string(k->name) == "avx512_bf16"; }
 
 // Denormals are flushed while it lives, as in every worker of the engine.
 class FlushDenormals {

@@ -23,12 +23,29 @@ std::ostream& operator<<(std::ostream& out, const Shape& s) {
              << ", softcap " << s.softcap << (s.causal ? "" : ", not causal") << (s.biased ? ", biased" : "");
 }
 
-float round_bf16(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  u = (u + 0x7fff + ((u >> 16) & 1)) & 0xffff0000u;
-  std::memcpy(&x, &u, 4);
-  return x;
+// To the nearest number with `bits` significant bits, ties to even, in steps of 2^lowest at least.
+double rounded(double x, int bits, int lowest) {
+  if (x == 0) return x;
+  const double unit = std::ldexp(1.0, std::max(std::ilogb(x) + 1 - bits, lowest));
+  return std::nearbyint(x / unit) * unit;
+}
+
+constexpr float kTopCode = 127, kTopNumber = 32639;
+
+// Rows of `width` numbers as a cache (top: kTopCode) or a product (queries: kTopNumber) of the format takes them.
+std::vector<double> stored(KvFormat format, const std::vector<float>& x, int64_t width, float top) {
+  std::vector<double> y(x.begin(), x.end());
+  for (double& value : y) {
+    if (format == KvFormat::bf16) value = rounded(value, 8, -140);
+    if (format == KvFormat::f16 && top == kTopCode) value = rounded(value, 11, -24);
+  }
+  for (size_t row = 0; format == KvFormat::i8 && row < x.size(); row += size_t(width)) {
+    float most = 0;
+    for (int64_t i = 0; i < width; ++i) most = std::max(most, std::fabs(x[row + size_t(i)]));
+    for (int64_t i = 0; i < width; ++i)
+      y[row + size_t(i)] = double(std::nearbyint(x[row + size_t(i)] * (top / most))) * double(most / top);
+  }
+  return y;
 }
 
 // The cache of one kv head, in blocks that also hold another head in front and lie in memory in reverse order.
@@ -118,10 +135,29 @@ std::vector<float> attend(const Kernels& kernels, KvFormat format, const Shape& 
   return out;
 }
 
-// Compares vectors [first, first + count) with the definition in double. The bf16 bound is that of rounding p.
+// Half a step of the integers that stand for the weights of one block, times what they multiply: int8 only. shares: of
+// the tokens [begin, ...).
+double weight_steps(const Shape& s, const Cache& cache, const std::vector<double>& shares, int64_t begin) {
+  double steps = 0, most = 0;
+  for (size_t i = 0; i < shares.size(); ++i) {
+    const int64_t t = begin + int64_t(i);
+    float largest = 0;
+    for (int64_t d = 0; d < s.head_dim; ++d)
+      largest = std::max(largest, std::fabs(cache.values[size_t(t * s.head_dim + d)]));
+    most = std::max(most, shares[i] * double(largest / kTopCode));
+    if ((t + 1) % kBlockTokens && i + 1 < shares.size()) continue;
+    steps += most * (0.51 / kTopNumber) * double(kTopCode) * double(kBlockTokens);
+    most = 0;
+  }
+  return steps;
+}
+
+// Compares vectors [first, first + count) with the definition in double, over queries, keys and values as they are
+// stored. The bf16 and i8 bounds are those of rounding p.
 void compare(KvFormat format, const Shape& s, const Cache& cache, const std::vector<float>& queries, int64_t first,
              int64_t count, const std::vector<float>& out, const std::vector<std::vector<float>>& weights) {
-  auto as_stored = [&](float x) { return double(format == KvFormat::bf16 ? round_bf16(x) : x); };
+  const auto q = stored(format, queries, s.head_dim, kTopNumber), k = stored(format, cache.keys, s.head_dim, kTopCode),
+             v = stored(format, cache.values, s.head_dim, kTopCode);
   Worst worst;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t position = (first + i) / s.group;
@@ -134,8 +170,7 @@ void compare(KvFormat format, const Shape& s, const Cache& cache, const std::vec
     for (int64_t t = begin; t < end; ++t) {
       double dot = 0, magnitude = 0;
       for (int64_t d = 0; d < s.head_dim; ++d) {
-        const double product = as_stored(queries[size_t((first + i) * s.head_dim + d)]) *
-                               as_stored(cache.keys[size_t(t * s.head_dim + d)]);
+        const double product = q[size_t((first + i) * s.head_dim + d)] * k[size_t(t * s.head_dim + d)];
         dot += product;
         magnitude += std::fabs(product);
       }
@@ -147,21 +182,23 @@ void compare(KvFormat format, const Shape& s, const Cache& cache, const std::vec
     }
     double sum = 0;
     for (double& x : p) sum += x = std::exp(x - top);
+    for (double& x : p) x /= sum;
+    const double steps = format == KvFormat::i8 ? weight_steps(s, cache, p, begin) : 0;
     const double score_error = kEpsilon * (size * (4 + std::sqrt(double(s.head_dim))) + (s.biased ? 16 : 0));
     const double relative =
         2 * score_error + kEpsilon * (8 + double(end - begin) / 4) + (format == KvFormat::bf16 ? 1.0 / 256 : 0);
     for (int64_t t = 0; t < s.num_keys; ++t) {
-      const double want = t >= begin && t < end ? p[size_t(t - begin)] / sum : 0;
+      const double want = t >= begin && t < end ? p[size_t(t - begin)] : 0;
       worst.see(weights[size_t(i)][size_t(t)], want, relative * want + 1e-30, t);
     }
     for (int64_t d = 0; d < s.head_dim; ++d) {
       double want = 0, magnitude = 0;
       for (int64_t t = begin; t < end; ++t) {
-        const double term = p[size_t(t - begin)] / sum * as_stored(cache.values[size_t(t * s.head_dim + d)]);
+        const double term = p[size_t(t - begin)] * v[size_t(t * s.head_dim + d)];
         want += term;
         magnitude += std::fabs(term);
       }
-      worst.see(out[size_t(i * s.head_dim + d)], want, relative * magnitude, i * s.head_dim + d);
+      worst.see(out[size_t(i * s.head_dim + d)], want, relative * magnitude + steps, i * s.head_dim + d);
     }
   }
   EXPECT_TRUE(worst.good()) << worst.text();
@@ -169,7 +206,7 @@ void compare(KvFormat format, const Shape& s, const Cache& cache, const std::vec
 
 std::vector<Shape> shapes() {
   std::vector<Shape> all;
-  for (int64_t head_dim : {8, 20, 64, 80, 128})
+  for (int64_t head_dim : {8, 20, 64, 80, 96, 128})
     for (int group : {1, 3, 7})
       for (int64_t keys : {1, 15, 16, 17, 31, 32, 33, 77, 130}) all.push_back({head_dim, group, keys});
   for (int64_t head_dim : {12, 20, 64, 128})
@@ -276,8 +313,59 @@ TEST_P(Attention, SameBitsAtTheEdges) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(KvFormats, Attention, testing::Values(KvFormat::f32, KvFormat::bf16),
-                         [](const auto& info) { return info.param == KvFormat::f32 ? "f32" : "bf16"; });
+INSTANTIATE_TEST_SUITE_P(KvFormats, Attention,
+                         testing::Values(KvFormat::f32, KvFormat::bf16, KvFormat::f16, KvFormat::i8),
+                         [](const auto& info) {
+                           const char* names[] = {"f32", "bf16", "f16", "i8"};
+                           return names[int(info.param)];
+                         });
+
+// What the formats cost against keys and values that are not rounded at all, over many outputs: root mean squares.
+TEST(AttentionError, OfTheFormats) {
+  const FlushDenormals flush;
+  const Shape s = {64, 2, 200};
+  const auto queries = random_row(s.num_keys * s.group * s.head_dim, 16, 1.0f);
+  const int64_t count = s.num_keys * s.group;
+  const std::pair<KvFormat, double> bounds[] = {
+      {KvFormat::f32, 1e-6}, {KvFormat::f16, 1e-3}, {KvFormat::bf16, 8e-3}, {KvFormat::i8, 2e-2}};
+  for (const Kernels* k : tables()) {
+    std::vector<float> exact;
+    for (const auto& [format, bound] : bounds) {
+      Cache cache(*k, format, s);
+      cache.append(0, s.num_keys);
+      const auto out = attend(*k, format, s, cache, queries, 0, count, kAttendRows, s.num_keys);
+      if (exact.empty()) exact = out;
+      double error = 0, size = 0;
+      for (size_t i = 0; i < out.size(); ++i) {
+        error += std::pow(double(out[i]) - double(exact[i]), 2);
+        size += std::pow(double(exact[i]), 2);
+      }
+      EXPECT_LT(std::sqrt(error / size), bound) << k->name << ", format " << int(format);
+    }
+  }
+}
+
+// A key or value that is not a number shows in what sees it, and nowhere else.
+TEST(AttentionError, NotANumberStaysInSight) {
+  const FlushDenormals flush;
+  const Shape s = {20, 1, 40};
+  const auto queries = random_row(s.num_keys * s.head_dim, 17, 1.0f);
+  for (const Kernels* k : tables())
+    for (float bad : {NAN, INFINITY, -INFINITY})
+      for (bool in_keys : {false, true}) {
+        SCOPED_TRACE(testing::Message() << k->name << ", " << bad << (in_keys ? " in keys" : " in values"));
+        Cache cache(*k, KvFormat::i8, s), good(*k, KvFormat::i8, s);
+        (in_keys ? cache.keys : cache.values)[size_t(36 * s.head_dim + 3)] = bad;
+        cache.append(0, s.num_keys);
+        good.append(0, s.num_keys);
+        auto out = attend(*k, KvFormat::i8, s, cache, queries, 0, s.num_keys, kAttendRows, s.num_keys);
+        auto want = attend(*k, KvFormat::i8, s, good, queries, 0, s.num_keys, kAttendRows, s.num_keys);
+        for (size_t i = size_t(36 * s.head_dim); i < out.size(); ++i) EXPECT_TRUE(std::isnan(out[i])) << i;
+        out.resize(size_t(36 * s.head_dim));
+        want.resize(out.size());
+        EXPECT_TRUE(same_bits(out, want));
+      }
+}
 
 TEST(Dispatch, NamesAndTables) {
   const auto compiled = compiled_kernels(), available = available_kernels();
