@@ -5,6 +5,7 @@
 #pragma once
 #include <cstring>
 
+#include "cpu/dot.h"
 #include "cpu/rows.h"
 
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
@@ -17,15 +18,6 @@ namespace {
 constexpr int kQuadBytes = 8;  // of four 16-bit numbers, whatever their form
 
 #if defined(__AVX512F__)
-struct I16 {
-  __m512i v;
-};
-PYLLM_INLINE I16 i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
-PYLLM_INLINE I16 i_add(const I16& x, const I16& y) { return {_mm512_add_epi32(x.v, y.v)}; }
-PYLLM_INLINE int32_t i_reduce_add(const I16& x) { return _mm512_reduce_add_epi32(x.v); }
-PYLLM_INLINE F16 i_to_float(const I16& x) { return {_mm512_cvtepi32_ps(x.v)}; }
-// Rounded to the nearest integer, ties to even.
-PYLLM_INLINE I16 f_to_ints(const F16& x) { return {_mm512_cvtps_epi32(x.v)}; }
 // Of non-negative floats: the larger one; NaN is larger than infinity.
 PYLLM_INLINE F16 f_larger(const F16& x, const F16& y) {
   return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(x.v), _mm512_castps_si512(y.v)))};
@@ -43,22 +35,6 @@ PYLLM_INLINE void store_codes(uint8_t* p, const I16& x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 #elif defined(__AVX2__)
-struct I16 {
-  __m256i lo, hi;
-};
-PYLLM_INLINE I16 i_set(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-PYLLM_INLINE I16 i_add(const I16& x, const I16& y) {
-  return {_mm256_add_epi32(x.lo, y.lo), _mm256_add_epi32(x.hi, y.hi)};
-}
-PYLLM_INLINE int32_t i_reduce_add(const I16& x) {
-  const __m256i s8 = _mm256_add_epi32(x.lo, x.hi);
-  const __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(s8), _mm256_extracti128_si256(s8, 1));
-  const __m128i s2 = _mm_add_epi32(s4, _mm_unpackhi_epi64(s4, s4));
-  return _mm_cvtsi128_si32(_mm_add_epi32(s2, _mm_shuffle_epi32(s2, 1)));
-}
-PYLLM_INLINE F16 i_to_float(const I16& x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
-// Rounded to the nearest integer, ties to even.
-PYLLM_INLINE I16 f_to_ints(const F16& x) { return {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)}; }
 // Of non-negative floats: the larger one; NaN is larger than infinity.
 PYLLM_INLINE F16 f_larger(const F16& x, const F16& y) {
   const auto larger = [](__m256 a, __m256 b) {
@@ -81,31 +57,6 @@ PYLLM_INLINE void store_codes(uint8_t* p, const I16& x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
 #else
-struct I16 {
-  I4 v[4];
-};
-PYLLM_INLINE I16 i_set(int32_t x) {
-  const I4 all = {x, x, x, x};
-  return {{all, all, all, all}};
-}
-PYLLM_INLINE I16 i_add(const I16& x, const I16& y) {
-  const auto sum = [](I4 a, I4 b) { return bits_as<I4>(bits_as<U4>(a) + bits_as<U4>(b)); };  // wraps
-  return {{sum(x.v[0], y.v[0]), sum(x.v[1], y.v[1]), sum(x.v[2], y.v[2]), sum(x.v[3], y.v[3])}};
-}
-PYLLM_INLINE int32_t i_reduce_add(const I16& x) {
-  const I4 s = x.v[0] + x.v[1] + x.v[2] + x.v[3];
-  return s[0] + s[1] + s[2] + s[3];
-}
-PYLLM_INLINE F16 i_to_float(const I16& x) {
-  return {__builtin_convertvector(x.v[0], V4), __builtin_convertvector(x.v[1], V4), __builtin_convertvector(x.v[2], V4),
-          __builtin_convertvector(x.v[3], V4)};
-}
-// Rounded to the nearest integer, ties to even.
-PYLLM_INLINE I16 f_to_ints(const F16& x) {
-  const F16 r = f_round(x);
-  return {{__builtin_convertvector(r.a, I4), __builtin_convertvector(r.b, I4), __builtin_convertvector(r.c, I4),
-           __builtin_convertvector(r.d, I4)}};
-}
 // Of non-negative floats: the larger one; NaN is larger than infinity.
 PYLLM_INLINE F16 f_larger(const F16& x, const F16& y) {
   return f_map(x, y, [](V4 p, V4 q) { return v4_choose(bits_as<I4>(p) > bits_as<I4>(q), p, q); });

@@ -1,8 +1,10 @@
-// Matmul over packed panels for float32 and bfloat16 and any number of rows. The arithmetic of an output never depends
-// on how many rows there are. AMX has amx_linear.h.
+// Matmul over packed panels for float32 and bfloat16 and any number of rows, and the tables' entries for all formats
+// (linear_int.h has the integer ones). The arithmetic of an output never depends on how many rows there are. AMX has
+// amx_linear.h.
 #pragma once
 #include "cpu/linear_blocks.h"
 #include "cpu/linear_finish.h"
+#include "cpu/linear_int.h"
 #include "kernels.h"
 
 namespace pyllm {
@@ -15,6 +17,12 @@ constexpr int kWordInputs = 2;
 constexpr int kWordInputs = 1;
 #endif
 
+// Whether one register block takes all rows and all outputs of a panel at once, whatever k.
+bool in_one_block(Format f, int rows) {
+  if (f == Format::bf16 && kWordInputs == 1) return rows < kUnpackFrom && rows <= kStreamRows;
+  return rows <= kBlockRows && block_vectors(rows) * 16 == kPanel;
+}
+
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
   const bool floats = a.format == Format::f32;
@@ -23,10 +31,11 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;
   const float* y = a.y + row0 * a.y_ld + int64_t(p) * (a.gated ? kPanel / 2 : kPanel);
   const uint8_t* w = a.weights + size_t(p) * panel_bytes(a.format, a.k);
+  const bool streams = in_one_block(a.format, rows);
   for (int64_t k = 0, steps; k < depth; k += steps) {
-    steps = unit * next_part(int((depth - k) / unit), int(kPiece / unit));
+    steps = streams ? depth : unit * next_part(int((depth - k) / unit), int(kPiece / unit));
     const int64_t bytes = steps * kPanel * (floats ? 4 : 2 * step);
-    Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld};
+    Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld, streams};
     if (floats) {
       piece.weights = reinterpret_cast<const float*>(w);
       all_rows<Blocks::floats, kBlockRows>(piece, rows);
@@ -45,11 +54,12 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
 // Prepared form: bfloat16 rows, contiguous, padded with zeros to packed_k columns; as floats that are already rounded
 // where there is no instruction for pairs of them.
 size_t prepared_bytes(Format f, int m, int64_t k) {
+  if (is_i8(f) || is_i4(f)) return quantised_bytes(f, m, k);
   return f == Format::bf16 ? size_t(m) * size_t(packed_k(f, k) / kWordInputs) * sizeof(float) : 0;
 }
 
 void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out) {
-  (void)m;
+  if (is_i8(f) || is_i4(f)) return quantise_rows(f, x, x_ld, m, k, row0, row1, out);
   if (f != Format::bf16) return;
   const int64_t depth = packed_k(f, k);
   for (int r = row0; r < row1; ++r) {
@@ -66,11 +76,13 @@ void prepare_rows(Format f, const float* x, int64_t x_ld, int m, int64_t k, int 
 
 size_t linear_scratch(const LinearArgs& a, int panels) {
   (void)panels;
+  if (is_i8(a.format) || is_i4(a.format)) return int_scratch(a);
   const size_t sums = size_t(a.m < kRowBlock ? a.m : kRowBlock) * kPanel * sizeof(float);
   return sums + (a.format == Format::bf16 ? size_t(kPiece) * kPanel * sizeof(float) : 0);
 }
 
 void linear_panels(const LinearArgs& a, int p0, int p1, void* scratch) {
+  if (is_i8(a.format) || is_i4(a.format)) return int_panels(a, p0, p1, scratch);
   float* c = static_cast<float*>(scratch);
   for (int row = 0, rows; row < a.m; row += rows) {
     rows = next_part(a.m - row, kRowBlock);

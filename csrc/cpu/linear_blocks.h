@@ -9,19 +9,24 @@ namespace {
 
 // Register blocks are R rows by V vectors of 16 outputs; R * V accumulators, V weights and one activation must fit the
 // registers or everything spills. kStreamRows: rows of a pass of the bfloat16 kernel that unpacks as it goes (two
-// accumulators a row). kUnpackFrom: rows from which unpacking a piece of weights to floats first is faster.
+// accumulators a row). kUnpackFrom: rows from which unpacking a piece of weights to floats first is faster. kNear: the
+// next piece is fetched into L1 as well (better where blocks narrower than a panel read every other line).
 #if defined(__AVX512F__)  // 32 registers, F16 is one
 constexpr int kBlockRows = 6, kStreamRows = 4, kUnpackFrom = 5;
 constexpr int block_vectors(int) { return 4; }
+constexpr bool kNear = false;
 #elif defined(__AVX2__)     // 16 registers, F16 is two
 constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
 constexpr int block_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr bool kNear = true;
 #elif defined(__aarch64__)  // 32 registers, F16 is four
 constexpr int kBlockRows = 6, kStreamRows = 3, kUnpackFrom = 5;
 constexpr int block_vectors(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr bool kNear = false;
 #else                       // 16 registers, F16 is four
 constexpr int kBlockRows = 3, kStreamRows = 3, kUnpackFrom = 4;
 constexpr int block_vectors(int rows) { return rows == 1 ? 2 : 1; }
+constexpr bool kNear = false;
 #endif
 
 constexpr int kRowBlock = 96;  // rows whose sums wait in scratch for the end of k: 24 KB of floats
@@ -35,14 +40,14 @@ PYLLM_INLINE int next_part(int left, int most) {
 }
 
 // sum[r][v] += x[r * x_ld + s * XStep] * w[s * WStep + 16 v ..] for s ascending: one FMA chain per output. Fetches
-// Lines lines a step into L2, from `ahead` on.
+// Lines lines a step, from `ahead` on.
 template <int R, int V, int WStep, int XStep, int Lines>
 PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const float* w, const float* x, int64_t x_ld, int64_t steps,
                              const uint8_t* ahead) {
   for (int64_t s = 0; s < steps; ++s, w += WStep, x += XStep, ahead += 64 * Lines) {
     F16 weight[V];
 #pragma GCC unroll 4
-    for (int i = 0; i < Lines; ++i) f_prefetch_l2(ahead + 64 * i);
+    for (int i = 0; i < Lines; ++i) fetch_line<(kNear && V < 4)>(ahead + 64 * i);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) weight[v] = f_load(w + 16 * v);
 #pragma GCC unroll 8
@@ -151,6 +156,7 @@ struct Piece {
   float* c;               // sums [rows][64]
   const float* y;         // where they end up
   int64_t y_ld;
+  bool streams;  // one block reads all of k: fetch kAhead on, not the next piece
 };
 
 enum class Blocks { floats, pairs, stream, dots };
@@ -167,10 +173,13 @@ void block_row(const Piece& p, int row, const uint8_t* ahead) {
 #endif
   } else {
     constexpr int V = block_vectors(R);
-    constexpr auto fetching = B == Blocks::floats ? float_block<R, V, Lines> : pair_block<R, V, Lines>;
+    constexpr int passes = kPanel / 16 / V, each = (Lines + passes - 1) / passes, fetching = each ? Lines / each : 0;
+    constexpr auto fetch = B == Blocks::floats ? float_block<R, V, each> : pair_block<R, V, each>;
     constexpr auto block = B == Blocks::floats ? float_block<R, V, 0> : pair_block<R, V, 0>;
-    fetching(p.weights, x, p.x_ld, p.steps, p.first, ahead, c);
-    for (int v = V; v < kPanel / 16; v += V) block(p.weights + 16 * v, x, p.x_ld, p.steps, p.first, ahead, c + 16 * v);
+    for (int i = 0; i < passes; ++i) {
+      (i < fetching ? fetch : block)(p.weights + 16 * V * i, x, p.x_ld, p.steps, p.first, ahead, c + 16 * V * i);
+      ahead += 64 * each * p.steps;
+    }
   }
 }
 
@@ -185,13 +194,13 @@ void block_row(const Piece& p, int row, int rows, int lines, const uint8_t* ahea
   block_row<B, R, 4>(p, row, ahead);
 }
 
-// All rows over one piece. The next piece is fetched into L2 meanwhile, each register block its share; so are the lines
-// of y (one miss a line would cost a tenth of the time of many rows).
+// All rows over one piece. The next piece is fetched meanwhile, each register block its share; so are the lines of y
+// into L2 (one miss a line would cost a tenth of the time of many rows).
 template <Blocks B, int Most>
 void all_rows(const Piece& p, int rows) {
   const int blocks = (rows + Most - 1) / Most, lines = int(p.bytes / 64 / p.steps);
   const int share = (lines + blocks - 1) / blocks;
-  const uint8_t *ahead = p.packed + p.bytes, *end = ahead + p.bytes;
+  const uint8_t *ahead = p.packed + (p.streams ? kAhead : p.bytes), *end = ahead + p.bytes;
   for (int row = 0, part; row < rows; row += part) {
     part = next_part(rows - row, Most);
     block_row<B, Most>(p, row, part, ahead < end ? share : 0, ahead);

@@ -206,6 +206,7 @@ PYLLM_INLINE void f_transpose(F16 (&x)[16]) {
     for (int i = 0; i < 8; ++i) (part < 2 ? x[part * 8 + i].lo : x[(part - 2) * 8 + i].hi) = to[i];
   }
 }
+PYLLM_INLINE void f_prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 PYLLM_INLINE void f_prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

@@ -164,6 +164,7 @@ PYLLM_INLINE F16 f_dpbf16(const F16& sum, const P16& x, const P16& y) {
 }
 #endif
 
+PYLLM_INLINE void f_prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 PYLLM_INLINE void f_prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

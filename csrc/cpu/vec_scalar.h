@@ -226,6 +226,7 @@ PYLLM_INLINE void f_transpose(F16 (&x)[16]) {
     for (int j = 0; j < 16; ++j) columns[j][i] = rows[i][j];
   std::memcpy(x, columns, sizeof columns);
 }
+PYLLM_INLINE void f_prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 PYLLM_INLINE void f_prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace

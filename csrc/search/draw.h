@@ -113,14 +113,37 @@ inline double mass(const Candidate* from, size_t count, float max, float scale) 
   return total;
 }
 
-// Candidates enough for top-p: they hold at least the share p of the whole row's probability, which goes to *total.
-inline std::vector<Candidate> hold_top_p(const Row& row, double p, double* total) {
-  row.weights(total);
-  for (float below = 3.0f; below < 128.0f; below *= 1.5f) {
-    std::vector<Candidate> found = row.at_least(row.max - below / row.scale);
-    if (mass(found.data(), found.size(), row.max, row.scale) >= p * *total) return found;
+// What top-p leaves of a whole row, ids ascending: the best, as long as those before have less than the share p of all.
+// Looks for two bounds between which few values lie, the cut among them, and sorts those.
+inline std::vector<Candidate> nucleus(const Row& row, double p) {
+  constexpr size_t kSorted = 128;
+  double total;
+  row.weights(&total);
+  const double wanted = p * total;
+  Row::Reached high{INFINITY, 0.0, 0}, low = row.reaching(row.max - 1.0f / row.scale);
+  for (float below = 2.0f; low.sum < wanted && below < 256.0f; below *= 2) {
+    high = low;
+    low = row.reaching(row.max - below / row.scale);
   }
-  return row.at_least(kLowest);
+  if (low.sum < wanted) low = row.reaching(kLowest);  // but for rounding there is no less than all
+  for (int halving = 0; halving < 16 && low.count - high.count > kSorted; ++halving) {
+    const Row::Reached middle = row.reaching(low.bound + (std::min(high.bound, row.max) - low.bound) / 2);
+    (middle.sum < wanted ? high : low) = middle;
+  }
+  std::vector<Candidate> kept = row.at_least(low.bound), rest;
+  for (const Candidate& c : kept) {
+    if (c.value < high.bound) rest.push_back(c);
+  }
+  std::sort(rest.begin(), rest.end(), better);
+  double before = high.sum;
+  size_t taken = 0;
+  while (taken < rest.size() && (high.count + taken == 0 || before < wanted)) {
+    before += mass(&rest[taken++], 1, row.max, row.scale);
+  }
+  if (taken == 0) return row.at_least(high.bound);
+  const Candidate last = rest[taken - 1];
+  kept.erase(std::remove_if(kept.begin(), kept.end(), [&](const Candidate& c) { return better(last, c); }), kept.end());
+  return kept;
 }
 
 // What top-p leaves of `from`: the best, as long as those before have less than the share p of `total`. Halves the
@@ -150,10 +173,12 @@ inline Choices choices(const Row& row, const Cuts& cuts) {
   Choices kept;
   const bool cut_k = cuts.top_k > 0 && cuts.top_k < row.n;
   if (cut_k) kept.all = keep_top_k(row, cuts.top_k);
-  if (cuts.top_p < 1.0) {
-    double total = cut_k ? mass(kept.all.data(), kept.all.size(), row.max, row.scale) : 0.0;
-    if (!cut_k) kept.all = hold_top_p(row, cuts.top_p, &total);
+  if (cut_k && cuts.top_p < 1.0) {
+    const double total = mass(kept.all.data(), kept.all.size(), row.max, row.scale);
     keep_top_p(kept.all, cuts.top_p, total, row.max, row.scale);
+    std::sort(kept.all.begin(), kept.all.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  } else if (cuts.top_p < 1.0) {
+    kept.all = nucleus(row, cuts.top_p);
   } else if (!cut_k) {
     const float below = float(-std::log(cuts.min_p)) + 1e-3f;  // infinite without min-p
     kept.all = row.at_least(std::max(row.max - below / row.scale, kLowest));
@@ -164,8 +189,6 @@ inline Choices choices(const Row& row, const Cuts& cuts) {
     };
     kept.all.erase(std::remove_if(kept.all.begin(), kept.all.end(), rare), kept.all.end());
   }
-  if (cuts.top_p < 1.0)
-    std::sort(kept.all.begin(), kept.all.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   kept.weigh(row.max, cuts.temperature);
   return kept;
 }

@@ -1,8 +1,9 @@
 // Sixteen-lane loops over a row of logits: block maxima, sums of exponentials, values that reach a bound. Included by
 // row.h once per instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64
-// bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max and at_least are given; hence no include
-// guard. Instruction sets that fuse give the same bits: the lanes, what is done to them and the order of the final sum
-// do not depend on the vector's length. block_sum of 64 values is what Kernels::summarise gives for them.
+// bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max, any, at_least, evens and odds are given;
+// hence no include guard. Instruction sets that fuse give the same bits: the lanes, what is done to them and the order
+// of the final sum do not depend on the vector's length. block_sum of 64 values is what Kernels::summarise gives for
+// them.
 
 constexpr int kLanes = int(sizeof(Floats) / 4);
 constexpr int kParts = 16 / kLanes;
@@ -83,6 +84,37 @@ static float block_sum(const float* x, size_t n, float max, float scale) {
   return lane[0];
 }
 
+// Takes (maximum, sum) pairs apart; returns the largest maximum. *odd: whether a sum is no number >= 0.
+static float take_apart(const float* pairs, size_t n, float* tops, float* sums, bool* odd) {
+  Floats best[kParts];
+  Ints wrong[kParts];
+  for (int k = 0; k < kParts; ++k) {
+    best[k] = Floats{} - INFINITY;
+    wrong[k] = Ints{};
+  }
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int k = 0; k < kParts; ++k) {
+      const size_t at = i + k * kLanes;
+      const Floats a = load(pairs + 2 * at), b = load(pairs + 2 * at + kLanes);
+      const Floats top = evens(a, b), sum = odds(a, b);
+      best[k] = top > best[k] ? top : best[k];
+      wrong[k] |= ~(sum >= 0.0f);
+      std::memcpy(tops + at, &top, sizeof top);
+      std::memcpy(sums + at, &sum, sizeof sum);
+    }
+  }
+  float largest = reduce_max(best);
+  *odd = any(wrong);
+  for (; i < n; ++i) {
+    tops[i] = pairs[2 * i];
+    sums[i] = pairs[2 * i + 1];
+    largest = tops[i] > largest ? tops[i] : largest;
+    *odd |= !(sums[i] >= 0.0f);
+  }
+  return largest;
+}
+
 // weights[b] = sums[b] * exp((tops[b] - max) * scale) for blocks b in [0, n), 0 where the top is -inf; returns their
 // sum. n is a multiple of 16 (pad with tops of -inf).
 static double weigh(const float* tops, const float* sums, size_t n, float max, float scale, float* weights) {
@@ -117,6 +149,30 @@ static size_t count_at_least(const float* x, size_t n, float bound) {
   std::memcpy(lane, count, 64);
   size_t total = 0;
   for (int32_t one : lane) total += size_t(one);
+  return total;
+}
+
+// The sum of exp((x[i] - max) * scale) over those of x[0..n) that reach the bound, and in *count how many do; n <= 64.
+static float sum_at_least(const float* x, size_t n, float bound, float max, float scale, size_t* count) {
+  float padded[64];
+  if (n < 64) {
+    for (size_t i = 0; i < 64; ++i) padded[i] = i < n ? x[i] : -INFINITY;
+    x = padded;
+  }
+  Floats sum{};
+  Ints reached{};
+  for (size_t i = 0; i < 64; i += kLanes) {
+    const Floats v = load(x + i), power = exp_of((v - max) * scale);
+    sum += v >= bound ? power : Floats{};
+    reached -= v >= bound;
+  }
+  float total = 0.0f;
+  int32_t found = 0;
+  for (int l = 0; l < kLanes; ++l) {
+    total += sum[l];
+    found += reached[l];
+  }
+  *count += size_t(found);
   return total;
 }
 

@@ -36,6 +36,8 @@ static inline bool any(const Ints* v) {
   const Ints all = v[0] | v[1] | v[2] | v[3];
   return all[0] | all[1] | all[2] | all[3];
 }
+static inline Floats evens(Floats a, Floats b) { return Floats{a[0], a[2], b[0], b[2]}; }
+static inline Floats odds(Floats a, Floats b) { return Floats{a[1], a[3], b[1], b[3]}; }
 static inline unsigned at_least(Floats v, float bound) {
   const Ints reached = v >= bound;
   return unsigned((reached[0] & 1) | (reached[1] & 2) | (reached[2] & 4) | (reached[3] & 8));
@@ -57,6 +59,17 @@ inline float block_sum(const float* x, size_t n, float max, float scale) {
   for (size_t i = 0; i < n; ++i) total += std::exp(double((x[i] - max) * scale));
   return float(total);
 }
+inline float take_apart(const float* pairs, size_t n, float* tops, float* sums, bool* odd) {
+  float largest = -INFINITY;
+  *odd = false;
+  for (size_t i = 0; i < n; ++i) {
+    tops[i] = pairs[2 * i];
+    sums[i] = pairs[2 * i + 1];
+    largest = tops[i] > largest ? tops[i] : largest;
+    *odd |= !(sums[i] >= 0.0f);
+  }
+  return largest;
+}
 inline double weigh(const float* tops, const float* sums, size_t n, float max, float scale, float* weights) {
   double total = 0.0;
   for (size_t i = 0; i < n; ++i) total += weights[i] = sums[i] * float(std::exp(double((tops[i] - max) * scale)));
@@ -66,6 +79,15 @@ inline size_t count_at_least(const float* x, size_t n, float bound) {
   size_t total = 0;
   for (size_t i = 0; i < n; ++i) total += x[i] >= bound;
   return total;
+}
+inline float sum_at_least(const float* x, size_t n, float bound, float max, float scale, size_t* count) {
+  double total = 0.0;
+  for (size_t i = 0; i < n; ++i) {
+    if (!(x[i] >= bound)) continue;
+    total += std::exp(double((x[i] - max) * scale));
+    ++*count;
+  }
+  return float(total);
 }
 inline uint64_t which_at_least(const float* x, size_t n, float bound) {
   uint64_t bits = 0;
@@ -93,6 +115,11 @@ static inline bool any(const Ints* v) {
   const __m256i all = (__m256i)(v[0] | v[1]);
   return !_mm256_testz_si256(all, all);
 }
+static inline Floats in_order(__m256 v) {  // quarters 0 2 1 3
+  return (Floats)_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8);
+}
+static inline Floats evens(Floats a, Floats b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+static inline Floats odds(Floats a, Floats b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
 static inline unsigned at_least(Floats v, float bound) { return unsigned(_mm256_movemask_ps((__m256)(v >= bound))); }
 #include "lanes.h"
 }  // namespace avx2
@@ -103,8 +130,23 @@ namespace avx512 {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 static inline Floats multiply_add(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps(a, b, c); }
-static inline float reduce_max(const Floats* v) { return _mm512_reduce_max_ps(*v); }
+static inline float reduce_max(const Floats* v) {
+  __m256 half[2];
+  std::memcpy(half, v, 64);
+  const __m256 m8 = _mm256_max_ps(half[0], half[1]);
+  const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
+  const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
+  return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
+}
 static inline bool any(const Ints* v) { return _mm512_test_epi32_mask((__m512i)*v, (__m512i)*v) != 0; }
+static inline Floats evens(Floats a, Floats b) {
+  const __m512i which = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return (Floats)_mm512_permutex2var_ps(a, which, b);
+}
+static inline Floats odds(Floats a, Floats b) {
+  const __m512i which = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return (Floats)_mm512_permutex2var_ps(a, which, b);
+}
 static inline unsigned at_least(Floats v, float bound) {
   return _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GE_OQ);
 }
@@ -124,12 +166,17 @@ inline void prefetch(const float* x, size_t n) {
 struct RowKernels {
   float (*block_max)(const float* x, size_t n, bool* has_nan);
   float (*block_sum)(const float* x, size_t n, float max, float scale);
+  float (*take_apart)(const float* pairs, size_t n, float* tops, float* sums, bool* odd);
   double (*weigh)(const float* tops, const float* sums, size_t n, float max, float scale, float* weights);
   size_t (*count_at_least)(const float* x, size_t n, float bound);
+  float (*sum_at_least)(const float* x, size_t n, float bound, float max, float scale, size_t* count);
   uint64_t (*which_at_least)(const float* x, size_t n, float bound);
 };
-#define PYLLM_ROW_KERNELS(space) \
-  RowKernels { space::block_max, space::block_sum, space::weigh, space::count_at_least, space::which_at_least }
+#define PYLLM_ROW_KERNELS(space)                                                                                     \
+  RowKernels {                                                                                                       \
+    space::block_max, space::block_sum, space::take_apart, space::weigh, space::count_at_least, space::sum_at_least, \
+        space::which_at_least                                                                                        \
+  }
 
 inline std::vector<RowKernels> available_row_kernels() {  // the best one last
   std::vector<RowKernels> all{PYLLM_ROW_KERNELS(baseline)};
@@ -178,12 +225,12 @@ struct Row {
         count((size + kBlock - 1) / kBlock),
         tops((count + 15) / 16 * 16, -INFINITY),
         scale(scale_) {
-    if (summed) sums.resize(tops.size());
     if (summary) {
-      read(summary, summed && scale == summary_scale);
+      read(summary);
       for (size_t b = 0; b < count && summed && scale != summary_scale; ++b) sums[b] = block_sum(b);
       return;
     }
+    if (summed) sums.resize(tops.size());
     for (size_t b = 0; b < count; ++b) {
       if (b + kAhead < count) prefetch(x + (b + kAhead) * kBlock, size_of(b + kAhead));
       tops[b] = kRow.block_max(x + b * kBlock, size_of(b), &has_nan);
@@ -193,20 +240,15 @@ struct Row {
   }
 
   // Takes the blocks from a summary. A sum is NaN where the block holds NaN or +inf, or nothing but -inf.
-  void read(const float* summary, bool summed) {
-    bool odd = false;
-    for (size_t b = 0; b < count; ++b) {
-      tops[b] = summary[2 * b];
-      max = tops[b] > max ? tops[b] : max;
-      odd |= !(summary[2 * b + 1] >= 0.0f);
-      if (summed) sums[b] = summary[2 * b + 1];
-    }
-    if (!odd) return;
-    for (size_t b = 0; b < count; ++b) {
-      if (summary[2 * b + 1] >= 0.0f) continue;
+  void read(const float* summary) {
+    bool odd;
+    sums.resize(tops.size());
+    max = kRow.take_apart(summary, count, tops.data(), sums.data(), &odd);
+    for (size_t b = 0; odd && b < count; ++b) {
+      if (sums[b] >= 0.0f) continue;
       tops[b] = kRow.block_max(x + b * kBlock, size_of(b), &has_nan);
       max = tops[b] > max ? tops[b] : max;
-      if (summed) sums[b] = block_sum(b);
+      sums[b] = block_sum(b);
     }
   }
   float block_sum(size_t b) const {
@@ -225,10 +267,15 @@ struct Row {
   }
 
   // Sums of exp((x - max) * scale) over the blocks (padded with 0), and their sum, which never depends on where the
-  // blocks came from; the maximum is finite and sums are there.
+  // blocks came from; the maximum is finite.
   std::vector<float> weights(double* total) const {
-    std::vector<float> all(tops.size());
-    *total = kRow.weigh(tops.data(), sums.data(), tops.size(), max, scale, all.data());
+    std::vector<float> all(tops.size()), own;
+    if (sums.empty()) {
+      own.resize(tops.size());
+      for (size_t b = 0; b < count; ++b) own[b] = block_sum(b);
+    }
+    const float* from = sums.empty() ? own.data() : sums.data();
+    *total = kRow.weigh(tops.data(), from, tops.size(), max, scale, all.data());
     return all;
   }
   // NaN where softmax is undefined (a NaN or +inf in the row), -inf for a row of -inf.
@@ -239,19 +286,41 @@ struct Row {
     return max + std::log(total) / scale;
   }
 
+  // The values that reach a bound: how many, and their share of the sum of exp((x - max) * scale).
+  struct Reached {
+    float bound;
+    double sum;
+    size_t count;
+  };
+  Reached reaching(float bound) const {
+    Reached found{bound, 0.0, 0};
+    for (size_t b = 0; b < count; ++b) {
+      if (!(tops[b] >= bound)) continue;
+      found.sum += kRow.sum_at_least(x + b * kBlock, size_of(b), bound, max, scale, &found.count);
+    }
+    return found;
+  }
+
   // All values >= threshold in order of id.
   std::vector<Candidate> at_least(float threshold) const {
+    std::vector<int32_t> blocks;
+    blocks.reserve(count);
+    for (size_t i = 0; i < count; i += kBlock) {
+      uint64_t bits = kRow.which_at_least(&tops[i], std::min(kBlock, count - i), threshold);
+      for (; bits; bits &= bits - 1) {
+        blocks.push_back(int32_t(i + lowest_bit(bits)));
+        if (blocks.size() <= kAhead) prefetch(x + blocks.back() * kBlock, size_of(blocks.back()));
+      }
+    }
     std::vector<Candidate> found;
-    for (size_t i = 0; i < tops.size(); i += kBlock) {
-      uint64_t blocks = kRow.which_at_least(&tops[i], std::min(kBlock, tops.size() - i), threshold);
-      for (; blocks; blocks &= blocks - 1) {
-        const size_t first = (i + lowest_bit(blocks)) * kBlock;
-        if (first >= n) break;  // padding
-        uint64_t bits = kRow.which_at_least(x + first, std::min(kBlock, n - first), threshold);
-        for (; bits; bits &= bits - 1) {
-          const size_t id = first + lowest_bit(bits);
-          found.push_back({x[id], int32_t(id)});
-        }
+    found.reserve(2 * blocks.size());
+    for (size_t at = 0; at < blocks.size(); ++at) {
+      if (at + kAhead < blocks.size()) prefetch(x + blocks[at + kAhead] * kBlock, size_of(blocks[at + kAhead]));
+      const size_t first = size_t(blocks[at]) * kBlock;
+      uint64_t bits = kRow.which_at_least(x + first, std::min(kBlock, n - first), threshold);
+      for (; bits; bits &= bits - 1) {
+        const size_t id = first + lowest_bit(bits);
+        found.push_back({x[id], int32_t(id)});
       }
     }
     return found;

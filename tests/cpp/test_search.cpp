@@ -18,6 +18,26 @@ std::vector<float> random_row(size_t n, unsigned seed) {
   return row;
 }
 
+Cuts cuts_of(size_t top_k, double top_p, double min_p) {
+  Cuts cuts;
+  cuts.top_k = top_k;
+  cuts.top_p = top_p;
+  cuts.min_p = min_p;
+  return cuts;
+}
+
+// (maximum, sum) of every block, exactly as long as that.
+std::vector<float> summary_of(const std::vector<float>& x) {
+  std::vector<float> pairs;
+  bool has_nan = false;
+  for (size_t at = 0; at < x.size(); at += kBlock) {
+    const size_t size = std::min(kBlock, x.size() - at);
+    pairs.push_back(kRow.block_max(&x[at], size, &has_nan));
+    pairs.push_back(std::isfinite(pairs.back()) ? kRow.block_sum(&x[at], size, pairs.back(), 1.0f) : NAN);
+  }
+  return pairs;
+}
+
 class Search : public ::testing::TestWithParam<RowKernels> {
  public:
   void SetUp() override { kRow = GetParam(); }
@@ -31,6 +51,8 @@ TEST_P(Search, LogSumExpAndBest) {
     double sum = 0.0;
     for (float value : x) sum += std::exp(double(value));
     EXPECT_NEAR(row.log_sum_exp(), std::log(sum), 1e-6) << n;
+    const std::vector<float> summary = summary_of(x);
+    EXPECT_EQ(Row(x.data(), n, false, 1.0f, summary.data()).log_sum_exp(), row.log_sum_exp()) << n;
     EXPECT_EQ(row.argmax(), size_t(std::max_element(x.begin(), x.end()) - x.begin())) << n;
     for (size_t k : {size_t(1), n / 2 + 1, n, n + 7}) {
       const std::vector<Candidate> best = row.top_k(k);
@@ -49,7 +71,7 @@ TEST_P(Search, OddValuesAreSeenWhereverTheyAre) {
       EXPECT_TRUE(std::isnan(Row(x.data(), x.size()).log_sum_exp()));
       EXPECT_LE(Row(x.data(), x.size()).top_k(2000).size(), x.size());
       cut_top_k(x.data(), x.size(), 1000);
-      EXPECT_EQ(sample(x.data(), x.size(), 3, 0.5, 0.1, 0.5), -1);
+      EXPECT_EQ(sample(x.data(), x.size(), cuts_of(3, 0.5, 0.1), 0.5), -1);
     }
   }
 }
@@ -62,10 +84,18 @@ TEST_P(Search, EveryDrawIsAToken) {
           for (double ratio : {0.0, 0.2, 1.0}) {
             std::vector<float> x = random_row(n, 7);
             for (size_t i = 0; i + 1 < n; i += 2) x[i] = -INFINITY;
-            const std::vector<float> before = x;
-            const int32_t token = sample(x.data(), n, k, p, ratio, u);
+            const Cuts cuts = cuts_of(k, p, ratio);
+            const int32_t token = sample(x.data(), n, cuts, u);
             ASSERT_TRUE(token >= 0 && size_t(token) < n);
-            EXPECT_TRUE(std::isfinite(before[size_t(token)]));
+            EXPECT_TRUE(std::isfinite(x[size_t(token)]));
+            const std::vector<float> summary = summary_of(x);
+            EXPECT_EQ(sample(x.data(), n, cuts, u, summary.data()), token);
+            Weights own, other;
+            ASSERT_TRUE(own.set(x.data(), n, cuts) && other.set(random_row(n, 8).data(), n, Cuts()));
+            EXPECT_EQ(own.choices.at(u), token);
+            EXPECT_GT(own.probability(token), 0.0);
+            EXPECT_GT(own.probability(own.beyond(other, u)), other.probability(own.beyond(other, u)) - 1e-12);
+            EXPECT_EQ(own.beyond(own, u), token);  // nothing beyond itself
           }
         }
       }
