@@ -60,7 +60,8 @@ Executor::Executor(Program program, int threads, const Kernels& kernels)
     const Limits limits = {routine.table_rows(program_), routine.max_positions, routine.segment_rows(program_),
                            !routine.causal(), use};
     routines_.push_back({make_plan(program_, routine, threads_, prepares), limits, routine.heads() / routine.kv.heads,
-                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0});
+                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0,
+                         RotaryTables(routine)});
     const Plan& plan = routines_.back().plan;
     width_ = std::max(width_, plan.width);
     input_width_ = std::max(input_width_, plan.input_width);
@@ -294,7 +295,7 @@ std::vector<RoutineTimes> Executor::times() const {
 void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture,
                    float* summary) {
   const Routine& r = routine(index);
-  const auto& [plan, limits, group, cross_group] = routines_[size_t(index)];
+  auto& [plan, limits, group, cross_group, rotary] = routines_[size_t(index)];
   Pool::Turn turn(Pool::instance());
   Stopwatch watch;
   if (missing_ != 0)
@@ -304,6 +305,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
   if (summary) check_summary(r);
   step_.load(batch, cache, cross, limits);
   reserve(batch.rows, step_.longest());
+  rotary.reserve(step_.longest(), threads_, turn);
   CaptureTargets targets;
   if (capture) targets = prepare_capture(r, *capture);
   for (int i = 0; i < plan.attentions; i++) counters_[size_t(i)].next.store(0, std::memory_order_relaxed);
@@ -318,6 +320,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
                              weights_,
                              kernels_,
                              step_,
+                             rotary,
                              counters_.get(),
                              reinterpret_cast<float*>(activations_.data()),
                              rows_,

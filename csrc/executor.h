@@ -95,6 +95,7 @@ class Executor {
     Plan plan;
     Limits limits;
     int group, cross_group;  // query heads that share a kv head
+    RotaryTables rotary;
   };
   std::vector<Prepared> routines_;
   std::vector<Format> formats_;                                                // of the matrices, each once

@@ -1,7 +1,6 @@
 #include "worker.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace pyllm {
@@ -91,16 +90,11 @@ void Worker::apply(const Embed& o, const Phase&) {
   }
 }
 
-void Worker::apply(const Rotary& o, const Phase&) {
+void Worker::apply(const Rotary& o, const Phase& phase) {
   const Team::Range mine = my_rows(b_.rows);
-  const int64_t half = int64_t(o.inv_freq.size());
   for (int64_t r = mine.begin; r < mine.end; r++) {
     float* y = row(o.out, r);
-    for (int64_t i = 0; i < half; i++) {
-      const float angle = float(b_.positions[r]) * o.inv_freq[size_t(i)];
-      y[i] = float(std::cos(double(angle))) * o.scaling;
-      y[half + i] = float(std::sin(double(angle))) * o.scaling;
-    }
+    std::memcpy(y, s_.rotary.row(phase.op, b_.positions[r]), size_t(buffer(o.out).cols) * sizeof(float));
     clear_padding(o.out, y);
   }
 }

@@ -7,6 +7,7 @@
 #include "plan.h"
 #include "profile.h"
 #include "program.h"
+#include "rotary.h"
 #include "step.h"
 #include "threads.h"
 #include "weights.h"
@@ -31,6 +32,7 @@ struct StepShared {
   const Weights& weights;
   const Kernels& kernels;
   const Step& step;
+  const RotaryTables& rotary;
   Counter* counters;
   float* activations;  // buffers of the plan, for `capacity` rows
   int64_t capacity;
@@ -85,7 +87,7 @@ class Worker {
 
   void prepare(const Linear& o);
   void apply(const Embed& o, const Phase&);
-  void apply(const Rotary& o, const Phase&);
+  void apply(const Rotary& o, const Phase& phase);
   void apply(const Norm& o, const Phase&);
   void apply(const HeadNorm& o, const Phase&);
   void apply(const Linear& o, const Phase& phase);

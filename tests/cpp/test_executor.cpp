@@ -22,6 +22,11 @@ struct Setting {
   Program (*program)(Format);
   Format format;
 };
+// Several formats at once.
+Program mixed_llama(Format format) { return mixed(llama(format)); }
+Program mixed_mixture(Format format) { return mixed(mixture(format)); }
+Program mixed_heads(Format format) { return mixed(whole_heads(format)); }
+
 const Setting kSettings[] = {
     {"llama f32", llama, Format::f32},
     {"llama bf16", llama, Format::bf16},
@@ -31,6 +36,17 @@ const Setting kSettings[] = {
     {"mixture bf16", mixture, Format::bf16},
     {"whole heads f32", whole_heads, Format::f32},
     {"whole heads bf16", whole_heads, Format::bf16},
+    {"llama f16", llama, Format::f16},
+    {"llama i8", llama, Format::i8},
+    {"mixture i8", mixture, Format::i8},
+    {"parallel i8 fast", parallel, Format::i8_fast},
+    {"mixture i4 by 32", mixture, Format::i4_g32},
+    {"whole heads i4 by 128", whole_heads, Format::i4_g128},
+    {"llama i4 with zeros by 32", llama, Format::i4z_g32},
+    {"parallel i4 with zeros by 128", parallel, Format::i4z_g128},
+    {"mixed llama", mixed_llama, Format::i8},
+    {"mixed mixture", mixed_mixture, Format::i4_g32},
+    {"mixed whole heads", mixed_heads, Format::bf16},
 };
 
 void for_each(const std::function<void(const Setting&, const Kernels&)>& body) {

@@ -12,10 +12,27 @@
 namespace pyllm {
 namespace test {
 
+// Every format of keys and values beside some format of weights.
+inline KvFormat kv_format_beside(Format format) {
+  switch (format) {
+    case Format::f32:
+    case Format::i8_fast:
+      return KvFormat::f32;
+    case Format::f16:
+    case Format::i4z_g128:
+      return KvFormat::f16;
+    case Format::i8:
+    case Format::i4_g32:
+      return KvFormat::i8;
+    default:
+      return KvFormat::bf16;
+  }
+}
+
 // Builds programs op by op. Widths divide by nothing on purpose.
 struct ProgramBuilder {
   explicit ProgramBuilder(Format format) : format(format) {
-    p.kv_format = format == Format::bf16 ? KvFormat::bf16 : KvFormat::f32;
+    p.kv_format = kv_format_beside(format);
     begin("step", 2);
   }
   void begin(const std::string& name, int layers) {
@@ -202,6 +219,40 @@ inline Program translator(Format format) {
   return b.finish(x, table);
 }
 
+// Another format for every matmul of a program but those of experts and heads, which have one each.
+inline Program mixed(Program program) {
+  const Format formats[] = {Format::i8,      Format::bf16,    Format::i4_g32,  Format::f32,     Format::f16,
+                            Format::i8_fast, Format::i4_g128, Format::i4z_g32, Format::i4z_g128};
+  for (const Op& op : program.routines[0].ops)
+    if (const Linear* linear = std::get_if<Linear>(&op))
+      program.matrices[size_t(linear->weight)].shape.format = formats[size_t(linear->weight) % 9];
+  return program;
+}
+
+// Weights of formats with zero points come as codes.
+inline void pack_random_codes(Executor& executor, int matrix, const std::vector<const float*>& biases,
+                              std::mt19937& random) {
+  const MatrixShape& shape = executor.program().matrices[size_t(matrix)].shape;
+  const int64_t group = group_of(shape.format), groups = (shape.k + group - 1) / group;
+  std::vector<std::vector<uint8_t>> codes, zeros;
+  std::vector<std::vector<float>> scales;
+  std::vector<CodeSource> parts;
+  const auto bytes = [&](int64_t n) {
+    std::vector<uint8_t> values(static_cast<size_t>(n));
+    for (uint8_t& value : values) value = uint8_t(random() % 16);
+    return values;
+  };
+  for (int64_t rows : shape.parts) {
+    codes.push_back(bytes(rows * shape.k));
+    zeros.push_back(bytes(rows * groups));
+    scales.emplace_back(size_t(rows * groups), 0.05f);
+  }
+  for (size_t i = 0; i < codes.size(); i++)
+    parts.push_back(
+        {codes[i].data(), shape.parts[i], shape.k, shape.k, scales[i].data(), zeros[i].data(), groups, group});
+  executor.pack_codes(matrix, parts, biases);
+}
+
 // An executor with random weights; the same seed gives the same weights.
 inline std::unique_ptr<Executor> load(Program program, int threads, const Kernels& kernels, unsigned seed = 1) {
   auto executor = std::make_unique<Executor>(std::move(program), threads, kernels);
@@ -225,7 +276,8 @@ inline std::unique_ptr<Executor> load(Program program, int threads, const Kernel
     for (int64_t rows : shape.parts) bias.push_back(floats(rows));
     if (p.matrices[i].bias)
       for (const std::vector<float>& part : bias) biases.push_back(part.data());
-    executor->pack(int(i), parts, biases);
+    if (has_zeros(shape.format)) pack_random_codes(*executor, int(i), biases, random);
+    else executor->pack(int(i), parts, biases);
   }
   for (size_t i = 0; i < p.vectors.size(); i++) executor->set_vector(int(i), floats(p.vectors[i]).data(), p.vectors[i]);
   return executor;
