@@ -24,6 +24,8 @@ enum class Format : int {
   i4_g128 = 6,  // the same by groups of 128
   i4z_g32 = 7,  // int4 weights with a zero point a group besides (AWQ, GPTQ)
   i4z_g128 = 8,
+  f32_bf16x3 = 9,  // float32 weights, products by three of bf16 where there are tiles for them: 16 to 17 bits of each
+                   // factor. The other tables take it for f32
 };
 enum class KvFormat : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 enum class SourceType : int { f32 = 0, bf16 = 1, f16 = 2 };
@@ -32,7 +34,8 @@ enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, quick
 static constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 static constexpr bool is_i8(Format f) { return f == Format::i8 || f == Format::i8_fast; }
-static constexpr bool is_i4(Format f) { return f >= Format::i4_g32; }
+static constexpr bool is_i4(Format f) { return f >= Format::i4_g32 && f <= Format::i4z_g128; }
+static constexpr bool is_f32(Format f) { return f == Format::f32 || f == Format::f32_bf16x3; }
 static constexpr bool has_zeros(Format f) { return f == Format::i4z_g32 || f == Format::i4z_g128; }
 // Inputs that share a scale; 0: all of them, or none does.
 static constexpr int group_of(Format f) {
@@ -40,7 +43,7 @@ static constexpr int group_of(Format f) {
 }
 
 // Packed weights of a matmul y[M, N] = x[M, K] . W[N, K]^T: panels of 64 outputs, panels one after the other.
-//   f32  [N/64][K][64]                             line = 16 outputs x 1 k
+//   f32  [N/64][K][64]                             line = 16 outputs x 1 k; f32_bf16x3 likewise
 //   f16  [N/64][K][64]                             halves
 //   bf16 [N/64][K/32][4 tiles][16 rows][16 n][2 k] line = 16 outputs x a pair of k; a tile (1 KB) is an AMX B tile
 //   i8   [N/64]{ [K/64][4 tiles][16 rows][16 n][4 k] codes + 128 as u8; then [64] float scales }
@@ -58,7 +61,7 @@ static constexpr size_t group_bytes(Format f) { return size_t(128 + (has_zeros(f
 static constexpr size_t panel_bytes(Format f, int64_t k) {
   if (is_i4(f)) return size_t(packed_k(f, k) / group_of(f)) * group_bytes(f);
   if (is_i8(f)) return size_t(packed_k(f, k)) * kPanel + kPanel * sizeof(float);
-  return size_t(packed_k(f, k)) * kPanel * (f == Format::f32 ? 4 : 2);
+  return size_t(packed_k(f, k)) * kPanel * (is_f32(f) ? 4 : 2);
 }
 static constexpr size_t matrix_bytes(Format f, int64_t n, int64_t k) {
   return panel_bytes(f, k) * size_t(round_up(n, kPanel) / kPanel);
@@ -90,6 +93,9 @@ static constexpr size_t kv_block_bytes(KvFormat f, int64_t e) { return 2 * kv_ha
 
 // Products x . W^T, one arithmetic for each format whatever the number of rows:
 //   f32, f16  one FMA chain over k ascending
+//   f32_bf16x3 on tiles: with h a number rounded to bf16 and l its rest rounded to bf16, per 32 k the sums of xh wl, of
+//             xh wh and of xl wh are added in this order, each in TDPBF16PS order; elsewhere as f32. Infinities give
+//             infinities or NaN
 //   bf16      x rounded to bf16; scalar, avx2, avx512, amx: TDPBF16PS order, per 32 k a chain over even k from zero,
 //   one
 //             over odd k, then sum += even + odd; avx512_bf16: VDPBF16PS order, one chain, of each pair the odd k first
@@ -110,7 +116,7 @@ struct LinearArgs {
   int m;                   // rows
   int64_t n, k;            // outputs, inputs (unpadded)
   const uint8_t* weights;  // packed
-  const void* x;           // f32, f16: row-major floats; others: what prepare() wrote
+  const void* x;           // what prepare() wrote; row-major floats where that needs no bytes (f32, f16)
   int64_t x_ld;            // f32, f16 only: floats between rows
   const float* bias;       // [round_up(n, 64)] in packed order, or nullptr
   const float* residual;   // [m, ...] added last, may be y itself, or nullptr
@@ -149,6 +155,7 @@ struct AttendArgs {
   const uint8_t* const* blocks;        // [ceil(num_keys / 32)] base of each block
   size_t block_offset;                 // of this (layer, kv head) inside a block: K there, V kv_half_bytes later
   const float* const* bias = nullptr;  // [vectors] pointers to num_keys floats each, or nullptr
+  size_t next_offset = 0;  // block_offset of what this thread attends to next, to be fetched ahead; 0: not known
   // [vectors] pointers to num_keys floats each, or nullptr: p / sum(p), not rounded, for the keys a vector sees. What
   // is written besides lies in the same blocks of 16 keys, and is 0.
   float* const* weights = nullptr;
@@ -157,7 +164,7 @@ struct AttendArgs {
 struct Kernels {
   const char* name;  // "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"
 
-  // --- matmul. Bytes of the prepared form of m rows of k columns (f32 and f16 need none: 0).
+  // --- matmul. Bytes of the prepared form of m rows of k columns (0: linear() takes the floats).
   size_t (*prepared_bytes)(Format f, int m, int64_t k);
   // Writes rows [row0, row1) of the prepared form from floats x[m, k] (row0 a multiple of 16; row1 that or m).
   void (*prepare)(Format f, const float* x, int64_t x_ld, int m, int64_t k, int row0, int row1, void* out);

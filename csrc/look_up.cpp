@@ -42,7 +42,7 @@ void for_row(const MatrixShape& shape, const uint8_t* stored, int64_t row, const
   const uint8_t* panel = stored + size_t(row / kPanel) * panel_bytes(f, shape.k);
   const int64_t j = row % kPanel;
   const uint16_t* halves = reinterpret_cast<const uint16_t*>(panel);
-  if (f == Format::f32) {
+  if (is_f32(f)) {
     const float* at = reinterpret_cast<const float*>(panel) + j;
     for (int64_t k = 0; k < shape.k; k++) use(k, at[k * kPanel]);
   } else if (f == Format::f16) {

@@ -114,7 +114,7 @@ class Worker {
   void store_rows(const StoreCross& o, int head, const Piece& piece);
   void attend_cross(const CrossAttention& o, int op, int head, const AttendTask& task);
   void append(const Attention& o, int head, int sequence, int row0, int row1);
-  void attend(const Attention& o, int op, int head, const AttendTask& task);
+  void attend(const Attention& o, int op, int head, const AttendTask& task, int next_head = -1);
   const float* content_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int r) const;
   const float* distance_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head) const;
   void attend_vectors(AttendArgs& a, int num_heads, int q, int out, int op, int head, const AttendTask& task,

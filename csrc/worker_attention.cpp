@@ -32,8 +32,9 @@ void Worker::attend_own(const Attention& o, int op) {
     const int row0 = b_.starts[sequence], row1 = b_.starts[sequence + 1], all = (row1 - row0) * group;
     for (int head = int(mine.begin); head < int(mine.end); head++) {
       append(o, head, sequence, row0, row1);
+      const int next = head + 1 < int(mine.end) ? head + 1 : -1;
       for (int first = 0; first < all; first += kAttendRows)
-        attend(o, op, head, {sequence, first, std::min(kAttendRows, all - first)});
+        attend(o, op, head, {sequence, first, std::min(kAttendRows, all - first)}, next);
     }
   }
 }
@@ -75,7 +76,7 @@ void Worker::store_rows(const StoreCross& o, int head, const Piece& piece) {
   }
 }
 
-void Worker::attend(const Attention& o, int op, int head, const AttendTask& task) {
+void Worker::attend(const Attention& o, int op, int head, const AttendTask& task, int next_head) {
   const int group = o.num_heads / r_.kv.heads;
   const int row0 = b_.starts[task.sequence];
   AttendArgs a{};
@@ -92,6 +93,7 @@ void Worker::attend(const Attention& o, int op, int head, const AttendTask& task
   a.softcap = o.softcap;
   a.blocks = s_.step.blocks(task.sequence);
   a.block_offset = r_.kv.offset(o.layer, head);
+  a.next_offset = next_head < 0 ? 0 : r_.kv.offset(o.layer, next_head);
   attend_vectors(a, o.num_heads, o.qkv, o.out, op, head, task, o.bias.any() ? &o.bias : nullptr, b_.context);
 }
 

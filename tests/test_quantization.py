@@ -46,7 +46,7 @@ IDS = [5, 17, 80, 3, 99, 41, 7, 120, 64, 33, 2, 90]
 
 
 class Dequantized:
-    """A checkpoint's tensors, those of quantised matrices as their codes and scales say."""
+    """A checkpoint's tensors, those that are quantised while packing as their codes and scales say."""
 
     def __init__(self, network: Network, bound: BoundCheckpoint, quantization: str) -> None:
         self._bound, self._dtype = bound, "int8" if quantization == "int8-fast" else quantization
@@ -54,7 +54,7 @@ class Dequantized:
         self._turned = {
             source.name: source.transposed
             for matrix, each in chosen.items()
-            if each.format == quantization
+            if each.format == quantization and not each.codes
             for source in matrix.sources
         }
 
@@ -186,18 +186,21 @@ def test_fused_matrices_and_experts_of_quantised_checkpoints(name: str, tmp_path
         assert relative(model.logits(IDS), expected) <= TOLERANCE["int4"]
 
 
-def test_an_asked_for_format_uses_the_codes_that_it_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "int4", "int4-g128", "int8"])
+def test_an_asked_for_format_uses_the_codes_that_it_holds(quantization: str | None, tmp_path: Path) -> None:
+    """The head, which the checkpoint has as floats, is quantised besides."""
     layout, config, _ = LAYOUTS["gptq whole"]
     _, folder = write_quantized(toy_folder("llama"), tmp_path, layout, config)
-    found = {}
-    for quantization in (None, "int4", "int4-g128", "int8"):
-        with pyllm.load(folder, dtype="float32", quantization=quantization) as model:
-            found[quantization] = model.logits(IDS)
-            assert model.quantization == (quantization or "int4-g128")
-    with pyllm.load(folder, device="reference") as model:
-        expected = model.logits(IDS)
-    assert all(relative(found[each], expected) <= TOLERANCE["int4"] for each in (None, "int4", "int4-g128"))
-    assert TOLERANCE["int8"] < relative(found["int8"], expected) <= 0.03
+    with open_checkpoint(folder) as checkpoint:
+        network = network_of(checkpoint)
+        bound = bind(network, checkpoint)
+        tensors = bound if quantization is None else Dequantized(network, bound, quantization)
+        expected = outputs(network, ReferenceRunner(network, tensors))
+        runner = CpuRunner(network, bound, dtype="float32", quantization=quantization)
+    assert runner.quantization == (quantization or "int4-g128")
+    assert relative(outputs(network, runner), expected) <= TOLERANCE["int4"]
+    chosen = choose_all(network, "float32", quantization, bound.kind)
+    assert sum(each.codes for each in chosen.values()) == (0 if quantization == "int8" else 8)
 
 
 FOUR, EIGHT, NONE = Kind("4", 4, 64), Kind("8", 8, 640, whole=True), Kind("nf4")
@@ -253,20 +256,20 @@ def test_routers_of_many_experts_and_matrices_a_head_are_left(monkeypatch: pytes
         assert not any(kept in matrix.name for matrix in quantizable(network))
 
 
-def test_a_quantised_model_generates(tmp_path: Path) -> None:
+def test_a_quantised_model_generates() -> None:
+    text = "The prince went to the castle, and the king was glad to see him."
+    greedy_options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
     with pyllm.load(pyllm.default_model(), quantization="int8", kv_cache="int8") as model:
         assert (model.dtype, model.quantization, model.kv_cache) == ("bfloat16", "int8", "int8")
         assert "int8 and bfloat16 on cpu" in repr(model)
-        text = model.generate("The prince", max_new_tokens=20).text
-        assert len(model.generate("The prince", max_new_tokens=8, num_beams=4, num_return_sequences=4).sequences) == 4
-        assert model.generate("The prince", max_new_tokens=20).text == text
-        quantized_bytes = model.memory_report()["weights"]
-        perplexity = model.score("The prince went to the castle, and the king was glad to see him.").perplexity
+        first = model.generate("The prince", **greedy_options)
+        assert len(model.generate("The prince", num_beams=4, num_return_sequences=4, **greedy_options).sequences) == 4
+        assert "".join(model.stream("The prince", **greedy_options)) == first.text
+        quantized_bytes, perplexity = model.memory_report()["weights"], model.score(text).perplexity
     with pyllm.load(pyllm.default_model(), dtype="float32") as model:
         assert (model.quantization, model.kv_cache) == (None, "float32")
         assert quantized_bytes < 0.5 * model.memory_report()["weights"]
-        expected = model.score("The prince went to the castle, and the king was glad to see him.").perplexity
-    assert abs(perplexity / expected - 1) < 0.02
+        assert abs(perplexity / model.score(text).perplexity - 1) < 0.02
 
 
 def test_weights_take_the_room_of_their_format() -> None:

@@ -91,7 +91,7 @@ namespace {
 
 // Names of Format and KvFormat, in their order.
 const char* const kFormatNames[] = {"float32", "bfloat16",  "float16", "int8",      "int8-fast",
-                                    "int4",    "int4-g128", "int4z",   "int4z-g128"};
+                                    "int4",    "int4-g128", "int4z",   "int4z-g128", "float32-bf16x3"};
 const char* const kKvFormatNames[] = {"float32", "bfloat16", "float16", "int8"};
 
 template <class F, size_t N>

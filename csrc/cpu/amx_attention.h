@@ -15,10 +15,6 @@ PYLLM_INLINE void prefetch_tile(const uint8_t* tile) {
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) f_prefetch_l2(tile + 64 * r);
 }
-// Vectors of one token alone: nobody reads the same blocks again soon, so they come from memory and fetching ahead
-// pays. Otherwise the neighbouring tokens' calls find them in L2 and prefetches would only take load slots.
-inline bool reads_from_memory(const AttendArgs& a) { return a.first_head + a.vectors <= a.group; }
-
 // sum tile C (a literal) += queries at tile 0 . a tile of K, loaded through tile B.
 #define PYLLM_SCORE_TILE(C, B, tile, ahead) \
   do {                                      \

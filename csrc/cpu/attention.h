@@ -56,6 +56,15 @@ inline const uint8_t* value_block(const AttendArgs& a, int64_t b) {
 
 // --- one vector at a time
 
+template <Weights W>
+PYLLM_INLINE void store_weights(float* scores, int64_t t, const F16& p) {
+  if (W == Weights::packed) {
+    f_bf16_store(reinterpret_cast<uint16_t*>(scores) + t, p);  // never past the scores that are still to be read
+  } else {
+    f_store(scores + t, W == Weights::rounded ? f_round_bf16(p) : p);
+  }
+}
+
 // Queries as the products take them (bf16: rounded; i8: integers), padded with zeros; outputs zero.
 inline void start_vectors(const AttendArgs& a, const AttendScratch& s) {
   const int64_t ep = padded_head(a.head_dim);
@@ -68,19 +77,18 @@ inline void start_vectors(const AttendArgs& a, const AttendScratch& s) {
     }
     for_pieces(a.head_dim, [&](int64_t d, int lanes) {
       const F16 value = load_piece(a.q[i] + d, lanes);
-      f_store(q + d, a.format == KvFormat::bf16 ? f_round_bf16(value) : value);
+      if (a.format == KvFormat::bf16) {
+        store_weights<kBf16Weights>(q, d, value);
+      } else {
+        f_store(q + d, value);
+      }
     });
-    zero_columns(q, round_up(a.head_dim, 16), ep);
-  }
-}
-
-enum class Weights { as_they_are, rounded, packed };  // how softmax weights are left: float, bf16 as float, bf16
-template <Weights W>
-PYLLM_INLINE void store_weights(float* scores, int64_t t, const F16& p) {
-  if (W == Weights::packed) {
-    f_bf16_store(reinterpret_cast<uint16_t*>(scores) + t, p);  // never past the scores that are still to be read
-  } else {
-    f_store(scores + t, W == Weights::rounded ? f_round_bf16(p) : p);
+    if (round_up(a.head_dim, 16) == ep) continue;
+    if (a.format == KvFormat::bf16) {
+      store_weights<kBf16Weights>(q, ep - 16, f_zero());
+    } else {
+      f_store(q + ep - 16, f_zero());
+    }
   }
 }
 
@@ -145,46 +153,78 @@ template <int N>
 struct Count {
   static constexpr int value = N;
 };
-// Calls each(Count<C>(), first) for sets of C <= kTogether vectors, C known to the compiler.
-template <class Each>
-PYLLM_INLINE void for_sets(int vectors, Each each) {
-  for (int first = 0; first < vectors; first += kTogether) {
-    const int left = vectors - first;
-    if (left >= kTogether) {
-      each(Count<kTogether>(), first);
-    } else if (left == 1) {
-      each(Count<1>(), first);
-    } else if (left == 2) {
-      each(Count<(kTogether > 2 ? 2 : 1)>(), first);
-    } else {
-      each(Count<(kTogether > 3 ? 3 : 1)>(), first);
-    }
+template <int C, class Each>
+PYLLM_INLINE void for_set(int size, int first, Each each) {
+  if constexpr (C > 1) {
+    if (size < C) return for_set<C - 1>(size, first, each);
   }
+  each(Count<C>(), first);
+}
+// Calls each(Count<C>(), first) for sets of C <= together(F) vectors, C known to the compiler.
+template <KvFormat F, class Each>
+PYLLM_INLINE void for_sets(int vectors, Each each) {
+  constexpr int kMost = together(F);
+  for (int first = 0; first < vectors; first += kMost) for_set<kMost>(vectors - first, first, each);
 }
 
+// Vectors of one token alone: nobody reads the same blocks again soon, so they come from memory and fetching ahead
+// pays. Otherwise the neighbouring tokens' calls find them in L2 and prefetches would only take load slots.
+inline bool reads_from_memory(const AttendArgs& a) { return a.first_head + a.vectors <= a.group; }
+
+// The order in which halves of blocks are read: K of the visible blocks, V of them, then K of the next head if it is
+// known. ahead(i): the half to fetch while the i-th one is worked on, 8 KB later or more; the i-th itself where nothing
+// is to be fetched.
+class Stream {
+ public:
+  Stream(const AttendArgs& a, BlockRange blocks)
+      : a_(a),
+        first_(blocks.begin),
+        count_(blocks.end - blocks.begin),
+        distance_(reads_from_memory(a) ? int64_t(kAhead / kv_half_bytes(a.format, a.head_dim)) + 1 : 0) {
+    for (int64_t i = 1; i < distance_ && i < 2 * count_; ++i)  // the first is read at once
+      for (size_t line = 0; line < kv_half_bytes(a.format, a.head_dim); line += 64) f_prefetch_l2(half(i) + line);
+  }
+  const uint8_t* half(int64_t i) const {
+    return i < count_ ? key_block(a_, first_ + i) : value_block(a_, first_ + i - count_);
+  }
+  const uint8_t* ahead(int64_t i) const {
+    const int64_t later = i + distance_, beyond = later - 2 * count_;
+    if (beyond < 0) return half(later);
+    return a_.next_offset && beyond < count_ ? a_.blocks[first_ + beyond] + a_.next_offset : half(i);
+  }
+  int64_t count() const { return count_; }
+
+ private:
+  static constexpr size_t kAhead = 8191;  // less than 4 KB is too late, more than 8 KB brought nothing
+  const AttendArgs& a_;
+  const int64_t first_, count_, distance_;
+};
+
 // Scores of all vectors for the visible blocks. Each K block is read from memory once: sets of vectors after the first
-// find it in L1. Behind the last K block the first V block is fetched.
+// find it in L1.
 template <KvFormat F>
-inline void score_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange blocks) {
+inline void score_blocks(const AttendArgs& a, const AttendScratch& s, const Stream& stream) {
   const int64_t ep = padded_head(a.head_dim);
-  for (int64_t b = blocks.begin; b < blocks.end; ++b) {
-    const uint8_t* keys = key_block(a, b);
-    const uint8_t* next = b + 1 < blocks.end ? key_block(a, b + 1) : value_block(a, blocks.begin);
-    float* scores = s.scores + (b - blocks.begin) * kBlockTokens;
-    for_sets(a.vectors, [&](auto count, int first) {
+  for (int64_t b = 0; b < stream.count(); ++b) {
+    const uint8_t* keys = stream.half(b);
+    const uint8_t* next = stream.ahead(b);
+    float* scores = s.scores + b * kBlockTokens;
+    for_sets<F>(a.vectors, [&](auto count, int first) {
       constexpr int kCount = decltype(count)::value;
       score_block<F, kCount>(keys, next, s.queries + first * ep, ep, scores + first * s.row, s.row);
     });
   }
 }
 template <KvFormat F>
-inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, BlockRange blocks) {
+inline void add_value_blocks(const AttendArgs& a, const AttendScratch& s, const Stream& stream) {
+  constexpr bool kHalves = F == KvFormat::bf16 && kBf16Weights == Weights::packed;
+  constexpr int kWeights = kHalves ? kBlockTokens / 2 : kBlockTokens;  // of one block, in floats
   const int64_t ep = padded_head(a.head_dim);
-  for (int64_t b = blocks.begin; b < blocks.end; ++b) {
-    const uint8_t* values = value_block(a, b);
-    const uint8_t* next = value_block(a, b + 1 < blocks.end ? b + 1 : b);
-    const float* p = s.scores + (b - blocks.begin) * kBlockTokens;
-    for_sets(a.vectors, [&](auto count, int first) {
+  for (int64_t b = 0; b < stream.count(); ++b) {
+    const uint8_t* values = stream.half(stream.count() + b);
+    const uint8_t* next = stream.ahead(stream.count() + b);
+    const float* p = s.scores + b * kWeights;
+    for_sets<F>(a.vectors, [&](auto count, int first) {
       constexpr int kCount = decltype(count)::value;
       add_value_block<F, kCount>(values, next, p + first * s.row, s.row, ep, s.outputs + first * ep);
     });
@@ -196,10 +236,11 @@ inline void attend_as(const AttendArgs& a, void* scratch) {
   const AttendScratch s = split_scratch(scratch, a.head_dim, a.num_keys);
   const BlockRange blocks = visible_blocks(a);
   float inverse[kAttendRows];
+  Stream stream(a, blocks);
   start_vectors(a, s);
-  score_blocks<F>(a, s, blocks);
-  soften_vectors<F == KvFormat::bf16 ? Weights::rounded : Weights::as_they_are>(a, s, blocks, inverse);
-  add_value_blocks<F>(a, s, blocks);
+  score_blocks<F>(a, s, stream);
+  soften_vectors<F == KvFormat::bf16 ? kBf16Weights : Weights::as_they_are>(a, s, blocks, inverse);
+  add_value_blocks<F>(a, s, stream);
   finish_vectors(a, s, inverse);
 }
 inline void attend(const AttendArgs& a, void* scratch) {

@@ -50,17 +50,29 @@ inline void kv_append(KvFormat f, int64_t head_dim, int token, const float* k, c
   }
 }
 
-// Query vectors that share one reading of K or V from L1: what fits the registers with the most accumulators in use.
+// How softmax weights, and queries of bf16, are left for the products: as floats, rounded to bf16, or stored as bf16.
+enum class Weights { as_they_are, rounded, packed };
+#if defined(PYLLM_BF16_DOT)
+constexpr Weights kBf16Weights = Weights::packed;
+#else
+constexpr Weights kBf16Weights = Weights::rounded;
+#endif
+
+// Query vectors that share one reading of K or V from L1: what fits the registers with all accumulators in use.
 #if defined(__AVX512F__)
-constexpr int kTogether = 4;
+constexpr int kTogether = 8;
 #elif defined(__AVX2__)
 constexpr int kTogether = 2;
 #else
 constexpr int kTogether = 1;
 #endif
+constexpr int together(KvFormat f) {
+  const bool even_and_odd = f == KvFormat::bf16 && kBf16Weights == Weights::rounded;  // two sums more for each vector
+  return even_and_odd && kTogether > 4 ? 4 : kTogether;
+}
 
 // --- products for C vectors and one block, functions of their own: inlined into the loops around them they spill.
-// `next` runs along: the same place of the block that is read next.
+// `next` runs along: the same place of a block that is read soon after.
 
 // 32 floats of a row of a block, stored as floats or halves.
 template <KvFormat F>
@@ -136,25 +148,97 @@ __attribute__((noinline)) void value_block_float(const uint8_t* values, const ui
   }
 }
 
+#if defined(PYLLM_BF16_DOT)
+// Pair r of each vector: 16 bits twice, in rows of `ld` floats.
+PYLLM_INLINE P16 p_pair(const float* rows, int64_t ld, int g, int64_t r) {
+  uint32_t pair;
+  std::memcpy(&pair, reinterpret_cast<const uint8_t*>(rows + g * ld) + 4 * r, 4);
+  return p_set(pair);
+}
+
+// bf16 by VDPBF16PS; q: rows of bf16. Both token halves at a time: the instruction's latency wants a dozen sums.
+template <int C>
+__attribute__((noinline)) void score_block_bf16(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
+                                                float* scores, int64_t row) {
+  const int64_t half = ep * 32;
+  F16 low[C], high[C];
+#pragma GCC unroll 8
+  for (int g = 0; g < C; ++g) low[g] = high[g] = f_zero();
+  for (int64_t r = 0; r < ep / 2; ++r, keys += 64, next += 64) {
+    const P16 k0 = p_load(keys), k1 = p_load(keys + half);
+    f_prefetch_l2(next);
+    f_prefetch_l2(next + half);
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) {
+      const P16 pair = p_pair(q, ep, g, r);
+      low[g] = f_dpbf16(low[g], k0, pair);
+      high[g] = f_dpbf16(high[g], k1, pair);
+    }
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < C; ++g) {
+    f_store(scores + g * row, low[g]);
+    f_store(scores + g * row + 16, high[g]);
+  }
+}
+
+// Outputs of 16 * Tiles dims.
+template <int C, int Tiles>
+PYLLM_INLINE void value_pairs(const uint8_t* values, const uint8_t* next, const float* p, int64_t row, int64_t ep,
+                              float* outputs) {
+  F16 sum[Tiles][C];
+#pragma GCC unroll 2
+  for (int j = 0; j < Tiles; ++j)
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) sum[j][g] = f_load(outputs + g * ep + 16 * j);
+#pragma GCC unroll 4
+  for (int r = 0; r < kBlockTokens / 2; ++r) {
+    P16 line[Tiles];
+#pragma GCC unroll 2
+    for (int j = 0; j < Tiles; ++j) {
+      line[j] = p_load(values + 1024 * j + 64 * r);
+      f_prefetch_l2(next + 1024 * j + 64 * r);
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) {
+      const P16 pair = p_pair(p, row, g, r);
+#pragma GCC unroll 2
+      for (int j = 0; j < Tiles; ++j) sum[j][g] = f_dpbf16(sum[j][g], line[j], pair);
+    }
+  }
+#pragma GCC unroll 2
+  for (int j = 0; j < Tiles; ++j)
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) f_store(outputs + g * ep + 16 * j, sum[j][g]);
+}
+// bf16 by VDPBF16PS; p: rows of bf16. Few vectors read tile after tile: memory likes one stream.
+template <int C>
+__attribute__((noinline)) void value_block_bf16(const uint8_t* values, const uint8_t* next, const float* p, int64_t row,
+                                                int64_t ep, float* outputs) {
+  constexpr int kTiles = C > 3 ? 2 : 1;
+  for (int64_t d = 0; d < ep; d += 16 * kTiles, values += 1024 * kTiles, next += 1024 * kTiles)
+    value_pairs<C, kTiles>(values, next, p, row, ep, outputs + d);
+}
+#else
 // One TDPBF16PS: sum[g] += (chain of the even products) + (chain of the odd products) over 32 values a[g][0..32),
 // against a tile [16 pairs][16 columns][2].
 template <int C>
 PYLLM_INLINE void add_tile_product(const uint8_t* tile, const uint8_t* next, const float* a, int64_t a_ld,
                                    F16 (&sum)[C]) {
   F16 even[C], odd[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int g = 0; g < C; ++g) even[g] = odd[g] = f_zero();
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) {
     const F16 e = f_bf16_even(tile + 64 * r), o = f_bf16_odd(tile + 64 * r);
     f_prefetch_l2(next + 64 * r);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) {
       even[g] = f_fma(e, f_set(a[g * a_ld + 2 * r]), even[g]);
       odd[g] = f_fma(o, f_set(a[g * a_ld + 2 * r + 1]), odd[g]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int g = 0; g < C; ++g) sum[g] = f_add(sum[g], f_add(even[g], odd[g]));
 }
 
@@ -164,10 +248,10 @@ __attribute__((noinline)) void score_block_bf16(const uint8_t* keys, const uint8
                                                 float* scores, int64_t row) {
   for (int half = 0; half < 2; ++half) {
     F16 sum[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) sum[g] = f_zero();
     for (int64_t d = 0; d < ep; d += 32, keys += 1024, next += 1024) add_tile_product<C>(keys, next, q + d, ep, sum);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) f_store(scores + g * row + 16 * half, sum[g]);
   }
 }
@@ -178,13 +262,14 @@ __attribute__((noinline)) void value_block_bf16(const uint8_t* values, const uin
                                                 int64_t ep, float* outputs) {
   for (int64_t d = 0; d < ep; d += 16, values += 1024, next += 1024) {
     F16 sum[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) sum[g] = f_load(outputs + g * ep + d);
     add_tile_product<C>(values, next, p, row, sum);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int g = 0; g < C; ++g) f_store(outputs + g * ep + d, sum[g]);
   }
 }
+#endif
 
 template <KvFormat F, int C>
 PYLLM_INLINE void score_block(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep, float* scores,

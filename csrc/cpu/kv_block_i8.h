@@ -68,12 +68,18 @@ inline void start_query_i8(const float* x, int64_t head_dim, float* row) {
   }
 }
 
+PYLLM_INLINE void prefetch_scales(const uint8_t* scales) {
+  f_prefetch_l2(scales);
+  f_prefetch_l2(scales + 64);
+}
+
 // scores[g][0..32) = q[g] . K: K [2 token halves][Ep/4][16 tokens][4 d], then [32] scales.
 template <int C>
 __attribute__((noinline)) void score_block_i8(const uint8_t* keys, const uint8_t* next, const float* q, int64_t ep,
                                               float* scores, int64_t row) {
   const float* scales = reinterpret_cast<const float*>(keys + ep * kBlockTokens);
   const uint8_t* quads = reinterpret_cast<const uint8_t*>(q);
+  prefetch_scales(next + ep * kBlockTokens);
   for (int half = 0; half < 2; ++half) {
     F16 dot[C];
     for (int64_t first = 0; first < ep; first += kSumDims) {
@@ -126,6 +132,7 @@ template <int C>
 __attribute__((noinline)) void value_block_i8(const uint8_t* values, const uint8_t* next, const float* p, int64_t row,
                                               int64_t ep, float* outputs) {
   const float* scales = reinterpret_cast<const float*>(values + ep * kBlockTokens);
+  prefetch_scales(next + ep * kBlockTokens);
   const F16 scale0 = f_load(scales), scale1 = f_load(scales + 16);
   BlockWeights weights[C];
   for (int g = 0; g < C; ++g) quantise_weights(p + g * row, scale0, scale1, weights[g]);

@@ -25,7 +25,7 @@ bool in_one_block(Format f, int rows) {
 
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
-  const bool floats = a.format == Format::f32;
+  const bool floats = is_f32(a.format);
   const int step = floats ? 1 : kWordInputs;
   const int64_t depth = packed_k(a.format, a.k) / step, x_ld = floats ? a.x_ld : depth, unit = floats ? 1 : 32 / step;
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;

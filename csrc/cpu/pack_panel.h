@@ -184,11 +184,11 @@ void pack_tiles(Format f, const void* const* rows, const int64_t* stride, int64_
     if (f == Format::f16) pack_halves_tile(tile, t, out);
     if (is_i8(f)) pack_i8_tile(tile, t, out);
     if (is_i4(f)) pack_i4_tile(f, tile, t, out);
-    if (f != Format::f32 && f != Format::bf16) continue;
+    if (!is_f32(f) && f != Format::bf16) continue;
     const uint8_t* first = static_cast<const uint8_t*>(rows[t]);
     float* floats = reinterpret_cast<float*>(out) + t;
     uint8_t* pairs = out + t * 64;
-    if (f == Format::f32)
+    if (is_f32(f))
       tile.by_line ? pack_floats_by_line<T>(first, stride[t] * size, k, floats)
                    : pack_floats_by_row<T>(rows + t, stride + t, k, floats);
     else

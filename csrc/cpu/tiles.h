@@ -19,12 +19,13 @@ struct alignas(64) TileConfig {
 // gcc's tile loads do not tell the compiler which memory they read: stores before them must be kept and finished.
 inline void finish_stores() { __asm__ volatile("" ::: "memory"); }
 
-inline void configure_tiles(int rows_0, int rows_1) {
+// a_bytes: of a row of tiles 0 and 1; tiles 2 and 3 have a row for every four of them.
+inline void configure_tiles(int rows_0, int rows_1, int a_bytes = 64) {
   TileConfig c = {};
   c.palette = 1;
   for (int i = 0; i < 8; ++i) {
-    c.column_bytes[i] = 64;
-    c.rows[i] = 16;
+    c.column_bytes[i] = uint16_t(i < 2 ? a_bytes : 64);
+    c.rows[i] = uint8_t(a_bytes / 4);
   }
   c.rows[0] = c.rows[4] = c.rows[5] = uint8_t(rows_0);
   c.rows[1] = c.rows[6] = c.rows[7] = uint8_t(rows_1);

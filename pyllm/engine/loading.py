@@ -16,7 +16,7 @@ import numpy as np
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..decode.options import GenerationOptions
 from ..devices.formats import DTYPES, KV_CACHES, QUANTIZATIONS
-from ..errors import DeviceError, InvalidOptionError, UnknownOptionError
+from ..errors import DeviceError, InvalidConfigError, InvalidOptionError, UnknownOptionError
 from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import Runner
 from ..program.network import Network
@@ -101,7 +101,7 @@ def load(
                 network,
                 tensors,
                 dtype=chosen,
-                quantization=quantization,
+                quantization=quantization or _recorded_quantization(checkpoint),
                 kv_cache=kv_cache,
                 num_threads=num_threads,
                 progress=progress,
@@ -149,6 +149,21 @@ def native_dtype(network: Network, tensors: BoundCheckpoint) -> str:
         if elements:
             return "float32" if elements.most_common(1)[0][0] == "F32" else "bfloat16"
     return "bfloat16"
+
+
+def _recorded_quantization(checkpoint: Checkpoint) -> str | None:
+    """What `pyllm quantize` made a folder in: a head that is tied to the embeddings lies there as floats, for other
+    readers, and is quantised like the rest while loading. None: another's folder. Raises InvalidConfigError."""
+    recorded = (checkpoint.config.get("quantization_config") or {}).get("pyllm")
+    if recorded is None:
+        return None
+    name = recorded.get("quantization") if isinstance(recorded, dict) else recorded
+    if name not in QUANTIZATIONS:
+        raise InvalidConfigError(
+            f"[config] quantization_config.pyllm.quantization must be one of {', '.join(QUANTIZATIONS)}, got {name!r}; "
+            "make the folder again with pyllm quantize"
+        )
+    return str(name)
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -26,7 +26,7 @@ inline std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> all;
   for (const std::string& name : available_kernels()) all.push_back(kernels_by_name(name.c_str()));
 #if PYLLM_HAVE_AMX_EMULATED
-  if (kernels_by_name("avx512") && !kernels_by_name("amx")) all.push_back(&kernels_amx_emulated);
+  if (kernels_by_name("avx512_vnni") && !kernels_by_name("amx")) all.push_back(&kernels_amx_emulated);
 #endif
   return all;
 }

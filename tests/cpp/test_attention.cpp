@@ -230,6 +230,11 @@ std::vector<Shape> shapes() {
 // The last 40 query vectors of the sequence, at most 16 to a call.
 int64_t tested_vectors(const Shape& s) { return std::min<int64_t>(40, s.num_keys * s.group); }
 
+// Tables whose bits nobody else has: without fused multiply-add, or with the order of VDPBF16PS.
+bool own_order(const Kernels* k, KvFormat format) {
+  return is_scalar(k) || (format == KvFormat::bf16 && sums_pairs(k));
+}
+
 class Attention : public testing::TestWithParam<KvFormat> {};
 
 TEST_P(Attention, MatchesReferenceOnEveryTable) {
@@ -251,7 +256,7 @@ TEST_P(Attention, MatchesReferenceOnEveryTable) {
       EXPECT_TRUE(
           same_bits(out, attend(*k, format, s, cache, queries, first, count, kAttendRows, s.num_keys, &weights)));
       compare(format, s, cache, queries, first, count, out, weights);
-      if (is_scalar(k)) continue;
+      if (own_order(k, format)) continue;
       if (fused.empty()) fused = out;
       EXPECT_TRUE(same_bits(out, fused)) << "differs from another table with fused multiply-add";
     }
@@ -306,8 +311,8 @@ TEST_P(Attention, SameBitsAtTheEdges) {
       cache.append(0, s.num_keys);
       const int64_t count = s.num_keys * s.group;
       const auto out = attend(*k, format, s, cache, queries, 0, count, kAttendRows, s.num_keys);
-      if (fused.empty()) fused = out;
-      EXPECT_TRUE(same_bits(out, fused));
+      if (fused.empty() && !own_order(k, format)) fused = out;
+      EXPECT_TRUE(own_order(k, format) || same_bits(out, fused));
       EXPECT_TRUE(same_bits(out, attend(*k, format, s, cache, queries, 0, count, 1, s.num_keys)));
     }
   }

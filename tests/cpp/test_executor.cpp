@@ -19,8 +19,15 @@ using Rows2 = std::vector<std::vector<float>>;
 
 struct Setting {
   const char* name;
-  Program (*program)(Format);
+  Program (*recorded)(Format);
   Format format;
+  KvFormat kv;
+  Program program() const {
+    Program p = recorded(format);
+    p.kv_format = kv;
+    for (Routine& routine : p.routines) routine.kv.format = kv;
+    return p;
+  }
 };
 // Several formats at once.
 Program mixed_llama(Format format) { return mixed(llama(format)); }
@@ -28,25 +35,28 @@ Program mixed_mixture(Format format) { return mixed(mixture(format)); }
 Program mixed_heads(Format format) { return mixed(whole_heads(format)); }
 
 const Setting kSettings[] = {
-    {"llama f32", llama, Format::f32},
-    {"llama bf16", llama, Format::bf16},
-    {"parallel f32", parallel, Format::f32},
-    {"parallel bf16", parallel, Format::bf16},
-    {"mixture f32", mixture, Format::f32},
-    {"mixture bf16", mixture, Format::bf16},
-    {"whole heads f32", whole_heads, Format::f32},
-    {"whole heads bf16", whole_heads, Format::bf16},
-    {"llama f16", llama, Format::f16},
-    {"llama i8", llama, Format::i8},
-    {"mixture i8", mixture, Format::i8},
-    {"parallel i8 fast", parallel, Format::i8_fast},
-    {"mixture i4 by 32", mixture, Format::i4_g32},
-    {"whole heads i4 by 128", whole_heads, Format::i4_g128},
-    {"llama i4 with zeros by 32", llama, Format::i4z_g32},
-    {"parallel i4 with zeros by 128", parallel, Format::i4z_g128},
-    {"mixed llama", mixed_llama, Format::i8},
-    {"mixed mixture", mixed_mixture, Format::i4_g32},
-    {"mixed whole heads", mixed_heads, Format::bf16},
+    {"llama f32", llama, Format::f32, KvFormat::f32},
+    {"llama bf16", llama, Format::bf16, KvFormat::bf16},
+    {"llama f32, int8 keys", llama, Format::f32, KvFormat::i8},
+    {"parallel f32", parallel, Format::f32, KvFormat::f32},
+    {"parallel bf16", parallel, Format::bf16, KvFormat::bf16},
+    {"parallel bf16, int8 keys", parallel, Format::bf16, KvFormat::i8},
+    {"mixture f32", mixture, Format::f32, KvFormat::f32},
+    {"mixture bf16", mixture, Format::bf16, KvFormat::bf16},
+    {"mixture bf16, float16 keys", mixture, Format::bf16, KvFormat::f16},
+    {"whole heads f32", whole_heads, Format::f32, KvFormat::f32},
+    {"whole heads bf16, int8 keys", whole_heads, Format::bf16, KvFormat::i8},
+    {"llama f16", llama, Format::f16, KvFormat::f16},
+    {"mixture i8", mixture, Format::i8, KvFormat::i8},
+    {"parallel i8 fast", parallel, Format::i8_fast, KvFormat::bf16},
+    {"mixture i4 by 32", mixture, Format::i4_g32, KvFormat::bf16},
+    {"whole heads i4 by 128", whole_heads, Format::i4_g128, KvFormat::f16},
+    {"llama i4 with zeros by 32", llama, Format::i4z_g32, KvFormat::f32},
+    {"parallel i4 with zeros by 128", parallel, Format::i4z_g128, KvFormat::i8},
+    {"llama bf16x3", llama, Format::f32_bf16x3, KvFormat::f32},
+    {"mixed llama", mixed_llama, Format::i8, KvFormat::i8},
+    {"mixed mixture", mixed_mixture, Format::i4_g32, KvFormat::bf16},
+    {"mixed whole heads", mixed_heads, Format::bf16, KvFormat::f16},
 };
 
 void for_each(const std::function<void(const Setting&, const Kernels&)>& body) {
@@ -73,14 +83,14 @@ Rows2 in_chunks(Executor& executor, const std::vector<int32_t>& ids, const std::
 TEST(Executor, ChunksAndThreadsDoNotMatter) {
   for_each([](const Setting& setting, const Kernels& kernels) {
     const std::vector<int32_t> ids = some_ids(75, 1);
-    const auto one = load(setting.program(setting.format), 1, kernels);
+    const auto one = load(setting.program(), 1, kernels);
     const Rows2 whole = in_chunks(*one, ids, {75});
     for (float logit : whole[74]) ASSERT_TRUE(std::isfinite(logit));
     const std::pair<int, std::vector<std::vector<int>>> ways[] = {
         {1, {{1}, {4}}}, {2, {{75}, {33, 1}}}, {3, {{75}, {2, 5, 40, 3}}}, {5, {{60, 15}}}};
     for (const auto& [threads, divisions] : ways) {
       SCOPED_TRACE(std::to_string(threads) + " threads");
-      const auto executor = load(setting.program(setting.format), threads, kernels);
+      const auto executor = load(setting.program(), threads, kernels);
       for (const std::vector<int>& sizes : divisions) ASSERT_TRUE(in_chunks(*executor, ids, sizes) == whole);
     }
   });
@@ -89,7 +99,7 @@ TEST(Executor, ChunksAndThreadsDoNotMatter) {
 TEST(Executor, NeighboursDoNotMatter) {
   for_each([](const Setting& setting, const Kernels& kernels) {
     for (int threads : {1, 3}) {
-      const auto executor = load(setting.program(setting.format), threads, kernels);
+      const auto executor = load(setting.program(), threads, kernels);
       const std::vector<int32_t> a = some_ids(50, 2), b = some_ids(7, 3), c = some_ids(40, 4);
       const Rows2 alone[] = {in_chunks(*executor, a, {50}), in_chunks(*executor, b, {7}),
                              in_chunks(*executor, c, {40})};
@@ -111,7 +121,7 @@ TEST(Executor, NeighboursDoNotMatter) {
 // Few rows, many, and so many that each worker takes whole rows.
 TEST(Executor, WaysOfSharingDoNotMatter) {
   for_each([](const Setting& setting, const Kernels& kernels) {
-    const auto alone = load(setting.program(setting.format), 1, kernels);
+    const auto alone = load(setting.program(), 1, kernels);
     std::vector<std::pair<std::string, std::vector<int32_t>>> texts;
     std::vector<Rows2> expected;
     for (int s = 0; s < 10; s++) {
@@ -120,7 +130,7 @@ TEST(Executor, WaysOfSharingDoNotMatter) {
     }
     for (int threads : {2, 3}) {
       SCOPED_TRACE(std::to_string(threads) + " threads");
-      const auto executor = load(setting.program(setting.format), threads, kernels);
+      const auto executor = load(setting.program(), threads, kernels);
       const Rows2 together = Feeder(*executor).feed(texts);
       ASSERT_GE(int64_t(together.size()), threads * kOwnRows);
       size_t at = 0;
@@ -131,11 +141,12 @@ TEST(Executor, WaysOfSharingDoNotMatter) {
 }
 
 TEST(Executor, Bfloat16IsTheSameOnEveryTableWithFma) {
-  for (Program (*program)(Format) : {llama, parallel, mixture}) {
+  for (const Setting& setting : kSettings) {
+    if (setting.format != Format::bf16) continue;
     Rows2 expected;
     for (const Kernels* kernels : tables()) {
       if (is_scalar(kernels) || sums_pairs(kernels)) continue;
-      const auto executor = load(program(Format::bf16), 2, *kernels);
+      const auto executor = load(setting.program(), 2, *kernels);
       const Rows2 found = in_chunks(*executor, some_ids(60, 5), {37, 1});
       if (expected.empty()) expected = found;
       EXPECT_TRUE(found == expected) << kernels->name;

@@ -1,5 +1,6 @@
 // Matmul of the int8 and int4 formats: every table bitwise against the contract's arithmetic written down plainly.
 #include <cfloat>
+#include <tuple>
 
 #include "kernel_test.h"
 #include "linear_test.h"
@@ -14,7 +15,7 @@ const char* int_name(Format f) {
   const char* names[] = {"i8", "i8_fast", "i4_g32", "i4_g128", "i4z_g32", "i4z_g128"};
   return names[int(f) - int(Format::i8)];
 }
-const int kIntRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 33, 97};
+const int kIntRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 97};
 constexpr int kMost = 97;
 
 float from_half(uint16_t h) {  // normal numbers and zero
@@ -220,6 +221,22 @@ TEST_P(LinearInt, BlocksOfManyRows) {
     const std::vector<float> all = run(*t, m);
     check(*t, w, want, all, m, run.y_ld());
     for (int few : {1, 4, 12, 100}) EXPECT_TRUE(starts_with(all, run(*t, few))) << few << " rows";
+  }
+}
+
+// k long enough for every level of blocking, also the slices of tiles; rows for several chunks.
+TEST_P(LinearInt, BlocksOfLongK) {
+  for (const auto& [n, k, m] : {std::tuple<int64_t, int64_t, int>{130, 9000, 70}, {70, 5000, 300}}) {
+    const Weights w(GetParam(), n, k, 10);
+    Run run(w, random_row(m * w.k, 11), w.k);
+    const Plain want = plain(w, run.x, w.k, m);
+    for (const Kernels* t : tables()) {
+      if (is_scalar(t)) continue;
+      SCOPED_TRACE(title(*t, w, m));
+      const std::vector<float> all = run(*t, m, true);
+      check(*t, w, want, all, m, run.y_ld());
+      for (int few : {4, 5, 8, 15, 64}) EXPECT_TRUE(starts_with(all, run(*t, few))) << few << " rows";
+    }
   }
 }
 

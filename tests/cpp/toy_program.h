@@ -12,27 +12,10 @@
 namespace pyllm {
 namespace test {
 
-// Every format of keys and values beside some format of weights.
-inline KvFormat kv_format_beside(Format format) {
-  switch (format) {
-    case Format::f32:
-    case Format::i8_fast:
-      return KvFormat::f32;
-    case Format::f16:
-    case Format::i4z_g128:
-      return KvFormat::f16;
-    case Format::i8:
-    case Format::i4_g32:
-      return KvFormat::i8;
-    default:
-      return KvFormat::bf16;
-  }
-}
-
 // Builds programs op by op. Widths divide by nothing on purpose.
 struct ProgramBuilder {
   explicit ProgramBuilder(Format format) : format(format) {
-    p.kv_format = kv_format_beside(format);
+    p.kv_format = format == Format::bf16 ? KvFormat::bf16 : KvFormat::f32;
     begin("step", 2);
   }
   void begin(const std::string& name, int layers) {
