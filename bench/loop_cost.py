@@ -1,9 +1,9 @@
 """Cost of the decode loop itself, in microseconds per step: everything in Python and Cython beside the network's step.
 
-    python bench/loop_cost.py [--vocab 50257] [--steps 400]
+    python bench/loop_cost.py [--vocab 50257] [--steps 400] [--only "32 prompts"]
 
 The runner is a stand-in that hands out ready-made rows of logits, a different buffer each step so that they come from
-outer caches as a real step's would. Prints JSON; medians over steps.
+outer caches as a real step's would. Prints JSON: median and least over the steps, of this thread's processor time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pyllm.decode.options import GenerationOptions
 from pyllm.decode.policy import make_policy
 from pyllm.engine.engine import Engine
-from pyllm.program.batch import Batch
+from pyllm.program.batch import SUMMARY_COLUMNS, Batch, Summary
 
 BUFFERS = 16
 PROMPT = list(range(1, 40))
@@ -58,60 +59,102 @@ class CountingCache:
 
 
 class ReadyRunner:
-    """Rows of normal deviates, rotated; notes how long `run` itself took, which is not the loop's cost."""
+    """Rows of normal deviates, rotated, and their summaries as a device's threads would have made them; notes how long
+    `run` itself took, which is not the loop's cost. `peak`: what is added to one logit of each row."""
 
-    def __init__(self, vocab_size: int, rows: int, steps: int) -> None:
+    def __init__(self, vocab_size: int, rows: int, scale: float, peak: float, summarise: bool) -> None:
         self.vocab_size = vocab_size
         self.max_positions = 100_000
         self.inside = 0.0
-        noise = np.random.RandomState(0).standard_normal((BUFFERS, rows, vocab_size)) * 3
+        buffers = max(4, BUFFERS // rows)
+        noise = np.random.RandomState(0).standard_normal((buffers, rows, vocab_size)) * 3
+        noise[:, :, vocab_size // 3] += peak
         self._source = noise.astype(np.float32)
         self._buffers = self._source.copy()
+        self._summaries = [summary_of(each, scale) for each in self._source] if summarise else None
         self._turn = 0
+        if not summarise:
+            self.run = self.run_without_summary  # type: ignore[method-assign]
 
     def new_cache(self) -> CountingCache:
         return CountingCache()
 
-    def run(self, batch: Batch, cache: Any) -> NDArray[np.float32]:
-        began = time.perf_counter()
-        self._turn = (self._turn + 1) % BUFFERS
+    def run(self, batch: Batch, cache: Any, summary: Summary | None = None) -> NDArray[np.float32]:
+        began = time.thread_time()
+        self._turn = (self._turn + 1) % len(self._buffers)
         self._buffers[self._turn] = self._source[self._turn]
         rows = self._buffers[self._turn, : len(batch.logit_rows)]
-        self.inside += time.perf_counter() - began
+        if summary is not None and self._summaries is not None:
+            summary.blocks = self._summaries[self._turn][: len(rows)]
+        self.inside += time.thread_time() - began
         return rows
 
+    def run_without_summary(self, batch: Batch, cache: Any) -> NDArray[np.float32]:
+        return ReadyRunner.run(self, batch, cache)
 
-def microseconds_per_step(vocab_size: int, steps: int, **options: Any) -> float:
-    """Median over the steps after the first ten."""
-    chosen = GenerationOptions.build({}, {"max_new_tokens": steps, **options})
-    runner = ReadyRunner(vocab_size, chosen.num_beams, steps)
+
+def summary_of(logits: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """Summary.blocks of logits [R, V]."""
+    width = -(-logits.shape[1] // SUMMARY_COLUMNS) * SUMMARY_COLUMNS
+    padded = np.full((len(logits), width), -np.inf, np.float32)
+    padded[:, : logits.shape[1]] = logits
+    blocks = padded.reshape(len(logits), -1, SUMMARY_COLUMNS)
+    highest = blocks.max(axis=2)
+    return np.stack([highest, np.exp((blocks - highest[:, :, None]) * np.float32(scale)).sum(axis=2)], axis=2)
+
+
+def microseconds_per_step(
+    vocab_size: int, steps: int, prompts: int, peak: float, summarise: bool, **options: Any
+) -> tuple[float, float]:
+    """(median, least) over the steps after the first ten."""
+    chosen = GenerationOptions.build({}, {"max_new_tokens": steps, "seed": 1, **options})
+    rows = prompts * max(chosen.num_beams, chosen.num_return_sequences)
+    runner = ReadyRunner(vocab_size, rows, 1 / chosen.temperature, peak, summarise)
     times = []
     with Engine(runner) as engine:
-        engine.add(make_policy(PROMPT, chosen, vocab_size=vocab_size))
+        for index in range(prompts):
+            engine.add(make_policy(PROMPT, chosen, vocab_size=vocab_size, seed_index=index))
         while engine.busy:
             runner.inside = 0.0
-            began = time.perf_counter()
+            began = time.thread_time()
             engine.step()
-            times.append(time.perf_counter() - began - runner.inside)
-    return round(statistics.median(times[10:]) * 1e6, 1)
+            times.append(time.thread_time() - began - runner.inside)
+    return round(statistics.median(times[10:]) * 1e6, 1), round(min(times[10:]) * 1e6, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=50257)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--peak", type=float, default=8.0, help="added to one logit of each row of deviation 3")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     args = parser.parse_args()
+    sampling: dict[str, dict[str, Any]] = {
+        "top_k 50": {"do_sample": True, "top_k": 50},
+        "temperature 0.8": {"do_sample": True, "temperature": 0.8, "top_k": 0},
+        "temperature 0.8, top_k 50, top_p 0.9": {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.9},
+        "top_p 0.9": {"do_sample": True, "top_k": 0, "top_p": 0.9},
+    }
     cases: dict[str, dict[str, Any]] = {
         "greedy": {},
         "greedy, repetition_penalty": {"repetition_penalty": 1.2},
-        "sampling, top_k 50": {"do_sample": True, "top_k": 50},
-        "sampling, top_p 0.9": {"do_sample": True, "top_k": 0, "top_p": 0.9},
+        **{f"sampling, {name}": options for name, options in sampling.items()},
         "4 beams": {"num_beams": 4},
         "8 beams": {"num_beams": 8},
+        "32 prompts, greedy": {"prompts": 32},
+        **{f"32 prompts, {name}": {"prompts": 32, **options} for name, options in sampling.items()},
+        "1 prompt, 32 samples, top_k 50": {"num_return_sequences": 32, **sampling["top_k 50"]},
     }
-    costs = {
-        name: round(microseconds_per_step(args.vocab, args.steps, **options), 1) for name, options in cases.items()
-    }
+    costs: dict[str, Any] = {}
+    for name, options in cases.items():
+        if args.only not in name:
+            continue
+        common = {"prompts": 1, "peak": args.peak, **options}
+        costs[name] = {
+            kind: microseconds_per_step(args.vocab, args.steps, summarise=summarise, **common)
+            for kind, summarise in (("with summary", True), ("without", False))
+        }
+        print(f"{name:45} {costs[name]}", file=sys.stderr, flush=True)
     print(json.dumps({"vocab_size": args.vocab, "steps": args.steps, "microseconds_per_step": costs}, indent=2))
 
 

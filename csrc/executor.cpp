@@ -293,7 +293,7 @@ std::vector<RoutineTimes> Executor::times() const {
 }
 
 void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture,
-                   float* summary) {
+                   float* summary, const float* scales) {
   const Routine& r = routine(index);
   auto& [plan, limits, group, cross_group, rotary] = routines_[size_t(index)];
   Pool::Turn turn(Pool::instance());
@@ -332,6 +332,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
                              sharing_for(batch.rows, capture != nullptr),
                              capture ? &targets : nullptr,
                              summary,
+                             scales,
                              times};
   turn.run(threads_, [&](Team& team) {
     const bool timed = times && team.index == 0;

@@ -54,10 +54,10 @@ class Executor {
   // whatever the threads, the other sequences of the batch and the division of a text into steps. cross: where the
   // routine uses sources, the cache they are in. Thread-safe; callers take turns. Throws Error(array, prompt,
   // context_length) for a wrong batch or capture, before anything is changed.
-  // summary: for each output row and 64 columns their maximum and sum(exp(x - maximum)), [R, output_ld() / 64, 2];
-  // only where a linear that is not gated writes the output.
+  // summary: for each output row and 64 columns their maximum and sum(exp((x - maximum) * scale)), scales being those
+  // of the rows [R] or 1, [R, output_ld() / 64, 2]; only where a linear that is not gated writes the output.
   void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture = nullptr,
-           float* summary = nullptr);
+           float* summary = nullptr, const float* scales = nullptr);
 
   // Times every op from now on, from zero; or no longer. times: by routine.
   void profile(bool enable);

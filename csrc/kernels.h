@@ -134,10 +134,12 @@ struct LinearArgs {
 //   bf16 q and p rounded to bf16, both products in TDPBF16PS order (p.V per 32-token block from position 0); sum(p) of
 //        the unrounded p over 16 lanes (lane = token % 16, ascending), then a fixed tree. avx512_bf16: VDPBF16PS order
 //   f16  as f32 over keys and values rounded to float16
-//   i8   q as 16-bit integers as in linear() over its E values; q . k = fma(float(high sum), 256, float(low sum)) *
-//        (s_q * s_k); p.V per block from position 0: w = p * s_v as 16-bit integers over the block's 32 tokens,
-//        out = fma(fma(float(high sum), 256, float(low sum)), s_w, out), blocks ascending. Keys and values are rounded
-//        to q = rint(x * (127 / amax)), s = amax / 127, over the E values of a token
+//   i8   q as 16-bit integers as in linear() over its E values; q . k = float(integer sum) * (s_q * s_k), the sums over
+//        512 dims at a time, added as floats; p.V per block from position 0: w = p * s_v as 16-bit integers over the
+//        block's 32 tokens, out = fma(float(integer sum), s_w, out), blocks ascending. (One rounding of an exact sum:
+//        what fma(float(high sum), 256, float(low sum)) is too.) Keys and values are rounded to
+//        q = rint(x * (127 / amax)), s = amax / 127, over the E values of a token. Where amax is below 1e-33 all are
+//        zero; where it is infinite or NaN, what sees the token is NaN
 // s = scale * (q . k), then softcap * tanh(s / softcap) when softcap > 0, then + bias.
 struct AttendArgs {
   KvFormat format;
@@ -188,7 +190,8 @@ struct Kernels {
   void (*activate)(Activation a, int64_t n, float* x);                              // in place
   void (*gate)(Activation a, int64_t n, const float* g, const float* u, float* y);  // y = act(g) * u
   void (*softmax)(int64_t n, float* x);                                             // in place
-  void (*summarise)(const float* x, int64_t n, float* max_and_sum);  // the maximum and sum(exp(x - maximum))
+  // The maximum and sum(exp((x - maximum) * scale)), which is n for scale 0; NaN where an x is none.
+  void (*summarise)(const float* x, int64_t n, float scale, float* max_and_sum);
   // Rotates the first rotary_dim floats of one head in place. cos_sin: [rotary_dim/2] cos, then [rotary_dim/2] sin.
   // interleaved false: pairs (i, i + rotary_dim/2), as Hugging Face; true: pairs (2i, 2i + 1).
   void (*rope)(const float* cos_sin, int64_t rotary_dim, bool interleaved, float* x);

@@ -15,7 +15,7 @@ int64_t MatrixShape::n() const { return gated ? 2 * round_up(parts[0], 16) : out
 
 size_t MatrixShape::bytes() const {
   if (packed) return matrix_bytes(format, n(), k);
-  return size_t(n()) * size_t(k) * (format == Format::f32 ? 4 : 2);
+  return size_t(n()) * size_t(k) * (is_f32(format) ? 4 : 2);
 }
 
 MatrixShape::Place MatrixShape::place(int64_t j) const {

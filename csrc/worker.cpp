@@ -201,14 +201,14 @@ void Worker::linear_panels(const Linear& o, const LinearArgs& a, Team::Range pan
   if (panels.begin >= panels.end) return;
   if (s_.summary == nullptr || o.out != r_.output) return k_.linear(a, int(panels.begin), int(panels.end), work_);
   const int64_t width = buffer(o.out).cols, all = round_up(width, kPanel) / kPanel;
-  const int64_t each = std::max<int64_t>(kSummaryFloats / kPanel / a.m, 4);
+  const int64_t each = std::max<int64_t>(kSummaryFloats / kPanel / std::max(a.m, 1), 4);
   for (int64_t p = panels.begin, end; p < panels.end; p = end) {
     end = std::min(p + each, panels.end);
     k_.linear(a, int(p), int(end), work_);
     for (int64_t r = 0; r < a.m; r++)
       for (int64_t i = p; i < end; i++)
         k_.summarise(a.y + r * a.y_ld + i * kPanel, std::min<int64_t>(kPanel, width - i * kPanel),
-                     s_.summary + (r * all + i) * 2);
+                     s_.scales ? s_.scales[r] : 1.0f, s_.summary + (r * all + i) * 2);
   }
 }
 

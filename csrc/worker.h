@@ -44,6 +44,7 @@ struct StepShared {
   Sharing sharing;
   const CaptureTargets* capture;  // nullptr: nothing
   float* summary;                 // of the output [R, panels, 2] (Kernels::summarise), nullptr: not wanted
+  const float* scales;            // of the summary's rows [R], nullptr: 1
   RoutineTimes* times;            // where worker 0 adds its times, nullptr: nowhere
 };
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import common_order_isas
 
-from pyllm import errors, ops
+from pyllm import _C, errors, ops
 from pyllm.program import reference
 
 EPS = 2.0**-24
@@ -134,6 +134,85 @@ def test_packing_takes_any_source(isa: str, dtype: str) -> None:
     )
 
 
+QUANTISED = ("int8", "int8-fast", "int4", "int4-g128")
+
+
+def dequantised(w: np.ndarray, dtype: str) -> np.ndarray:
+    """The weights that pack() keeps of w, in float64."""
+    codes, scales = _C.quantize(w, dtype)
+    if dtype.startswith("int8"):
+        return codes * scales.astype(np.float64)
+    spread = np.repeat(scales.astype(np.float64), 128 if dtype == "int4-g128" else 32, axis=1)[:, : w.shape[1]]
+    return (codes.astype(np.float64) - 8) * spread
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matmul_with_integer_weights(isa: str, dtype: str, shape: tuple[int, int]) -> None:
+    """Activations are integers of 16 bits (int8-fast: 8) of each row's largest magnitude, half a unit off at most."""
+    n, k = shape
+    w, bias = draw(1, n, k), draw(2, n)
+    packed = ops.pack(w, bias, dtype=dtype, isa=isa)
+    kept = dequantised(w, dtype)
+    for m in ROWS:
+        x = draw(m, m, k)
+        step = np.abs(x).max(1, keepdims=True) / (127 if dtype == "int8-fast" else 32639)
+        bound = matmul_bound(x, kept, bias) + 0.501 * step * np.abs(kept).sum(1)
+        assert_close(ops.matmul(x, packed, isa=isa), x.astype(np.float64) @ kept.T + bias, bound)
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_codes_pack_to_what_they_came_from(isa: str, dtype: str) -> None:
+    """quantize() gives what pack() chooses, on every instruction set; rows can be looked up in either."""
+    w, x = draw(1, 70, 300), draw(2, 5, 300)
+    w[3] = 0
+    codes, scales = _C.quantize(w, dtype, isa)
+    for found, here in zip((codes, scales), _C.quantize(np.asfortranarray(w), dtype), strict=True):
+        assert np.array_equal(found, here)
+    packed = ops.pack(w, dtype=dtype, isa=isa)
+    group = {"int4": 32, "int4-g128": 128}.get(dtype, 0)
+    again = _C.pack_codes([(codes, scales, None)], [], False, dtype, group, isa)
+    if dtype in ("int4", "int4-g128"):  # 300 columns are no multiple of a group
+        with pytest.raises(errors.ArrayError, match="groups"):
+            _C.pack_codes([(codes, scales[:, :2].copy(), None)], [], False, dtype, 100, isa)
+    assert_same_bits(ops.matmul(x, packed, isa=isa), ops.matmul(x, again, isa=isa))
+    rows = ops.embedding(np.arange(70), packed)
+    assert_same_bits(rows, dequantised(w, dtype).astype(np.float32))
+    assert_same_bits(rows, ops.embedding(np.arange(70), again))
+
+
+def test_zero_points_and_wide_groups(isa: str) -> None:
+    """Codes as GPTQ and AWQ store them: groups of 64, zero points up to 16, gated."""
+    random = np.random.RandomState(3)
+    parts, kept = [], []
+    for _ in range(2):
+        codes = random.randint(0, 16, (37, 192)).astype(np.uint8)
+        scales = random.randint(1, 900, (37, 3)).astype(np.float32) * np.float32(2.0**-14)
+        zeros = random.randint(0, 17, (37, 3)).astype(np.uint8)
+        parts.append((codes, scales, zeros))
+        kept.append((codes - np.repeat(zeros.astype(np.float64), 64, 1)) * np.repeat(scales, 64, 1))
+    packed = _C.pack_codes(parts, [], False, "int4z", 0, isa)
+    x = draw(1, 6, 192)
+    whole = np.concatenate(kept)
+    step = np.abs(x).max(1, keepdims=True) / 32639
+    bound = matmul_bound(x, whole, None) + 0.501 * step * np.abs(whole).sum(1)
+    assert_close(ops.matmul(x, packed, isa=isa), x.astype(np.float64) @ whole.T, bound)
+    gated = ops.matmul(x, _C.pack_codes(parts, [], True, "int4z", 0, isa), isa=isa)
+    assert_same_bits(gated, ops.matmul(x, packed, isa=isa)[:, :37] * ops.matmul(x, packed, isa=isa)[:, 37:])
+
+
+@pytest.mark.parametrize("dtype", ["float16", *QUANTISED])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_weights_that_a_format_cannot_hold(dtype: str, bad: float) -> None:
+    w = draw(1, 70, 40)
+    w[66, 3] = bad
+    if bad == 1e30 and dtype.startswith("int8"):
+        assert ops.pack(w, dtype=dtype).dtype == dtype
+        return
+    with pytest.raises(errors.ArrayError, match="row 66 of part 0"):
+        ops.pack(w, dtype=dtype)
+
+
 ATTENTION_CASES: tuple[dict[str, Any], ...] = (
     {"heads": (1, 1), "head_dim": 1},
     {"heads": (2, 2), "head_dim": 12},
@@ -179,6 +258,27 @@ def test_attention(isa: str, dtype: str, case: dict[str, Any]) -> None:
         relative = 2 * score + FUNCTION + (keys + 4) * EPS + (2.0**-8 if bf16 else 0)
         size = reference.attention(q, k, np.abs(v), scale=scale, **options)
         assert_close(ops.attention(q, k, v, dtype=dtype, isa=isa, **options), expected, relative * size * 1.01 + 1e-37)
+
+
+def quantised(x: np.ndarray, top: int) -> np.ndarray:
+    """Rows of x over the last axis as integers up to `top` with one scale each, times the scale."""
+    most = np.abs(x).max(-1, keepdims=True)
+    return np.asarray(np.rint(x * (np.float32(top) / most)).astype(np.float64) * (most / np.float32(top)))
+
+
+@pytest.mark.parametrize("head_dim", [1, 20, 64, 96])
+def test_attention_over_rounded_keys(isa: str, head_dim: int) -> None:
+    """float16 is float32 over rounded keys and values; int8 besides rounds queries, and weights to 16 bits a block."""
+    for queries, keys in SPANS:
+        q, k, v = draw(1, queries, 6, head_dim), draw(2, keys, 2, head_dim), draw(3, keys, 2, head_dim)
+        halves = [x.astype(np.float16).astype(np.float32) for x in (k, v)]
+        found = ops.attention(q, k, v, dtype="float16", isa=isa)
+        assert_same_bits(found, ops.attention(q, *halves, isa=isa))
+        exact = [quantised(q, 32639), quantised(k, 127), quantised(v, 127)]
+        expected = reference.attention(*exact, scale=head_dim**-0.5)
+        # Half a step of 32 weights times a code each, in every block: its steps are the largest weight / 32639.
+        steps = 0.51 / 32639 * 32 * np.abs(v).max()
+        assert_close(ops.attention(q, k, v, dtype="int8", isa=isa), expected, 1e-5 * np.abs(v).max() + steps)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -12,6 +12,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "ceilings.h"
 #include "kernels.h"
 
@@ -40,9 +44,13 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 using Buffer = std::unique_ptr<uint8_t, Free>;
-Buffer buffer(size_t bytes) {  // 2 MB aligned, so that the system may use huge pages
-  const size_t huge = size_t(2) << 20;
-  return Buffer(static_cast<uint8_t*>(std::aligned_alloc(huge, (bytes + huge) / huge * huge)));
+Buffer buffer(size_t bytes) {  // 2 MB aligned, in huge pages where the system gives them, as the engine's own memory
+  const size_t huge = size_t(2) << 20, size = (bytes + huge) / huge * huge;
+  Buffer b(static_cast<uint8_t*>(std::aligned_alloc(huge, size)));
+#if defined(MADV_HUGEPAGE)
+  madvise(b.get(), size, MADV_HUGEPAGE);
+#endif
+  return b;
 }
 float* floats(const Buffer& b) { return reinterpret_cast<float*>(b.get()); }
 
@@ -120,8 +128,12 @@ class Case {
 
   double read_ceiling() const { return read_gbs(table_.name, int(scratch_.size()), weights_.get(), bytes_ * copies_); }
   double peak() const {
-    const bool tiles = format_ == Format::bf16 && m_ > 4 && !std::strcmp(table_.name, "amx");
-    return tiles ? tile_peak_gflops(int(scratch_.size())) : peak_gflops(table_.name, int(scratch_.size()));
+    const int threads = int(scratch_.size());
+    if (format_ == Format::bf16 && m_ > 4 && !std::strcmp(table_.name, "amx")) return tile_peak_gflops(threads);
+#if defined(__x86_64__)
+    if (format_ == Format::bf16 && !std::strcmp(table_.name, "avx512_bf16")) return bench::peak(threads, pairs_avx512);
+#endif
+    return peak_gflops(table_.name, threads);
   }
   double bytes() const { return double(bytes_); }
   double flops() const { return 2.0 * m_ * double(shape_.n) * double(shape_.k); }
@@ -194,7 +206,7 @@ void register_all() {
   for (int threads : {1, 2})
     for (Format format : {Format::f32, Format::bf16})
       for (const Shape& shape : kShapes)
-        for (int m : {1, 2, 4, 8, 16, 64, 512}) {
+        for (int m : {1, 2, 4, 8, 16, 32, 64, 512}) {
           const std::string name = std::string("linear/") + kernels().name +
                                    (format == Format::f32 ? "/f32/" : "/bf16/") + std::to_string(shape.n) + "x" +
                                    std::to_string(shape.k) + "/" + shape.what + "/rows:" + std::to_string(m) +

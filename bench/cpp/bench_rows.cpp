@@ -99,10 +99,11 @@ class AttendCase {
     });
   }
 
-  // The largest error of some outputs; values and weights are below 1. bf16: p is rounded to 8 bits.
+  // The largest error of some outputs; values and weights are below 1. bf16: p is rounded to 8 bits. int8 is compared
+  // with keys and values that are not rounded.
   bool right() {
     run();
-    const double tolerance = s_.format == KvFormat::bf16 ? 1.0 / 200 : 1e-5;
+    const double tolerance = s_.format == KvFormat::bf16 ? 1.0 / 200 : s_.format == KvFormat::i8 ? 1e-2 : 1e-5;
     for (int64_t i = 0; i < 20; i++) {
       const int64_t query = i * 7919 % s_.queries, head = i % s_.heads;
       const std::vector<double> want = expected(query, head);
@@ -133,7 +134,7 @@ class AttendCase {
   void attend(int head, int64_t first, uint8_t* work) {
     const float* from[kAttendRows];
     float* to[kAttendRows];
-    AttendArgs a;
+    AttendArgs a{};
     a.vectors = int(std::min<int64_t>(kAttendRows, s_.queries * group_ - first));
     for (int i = 0; i < a.vectors; i++) {
       const int64_t at = ((first + i) / group_ * s_.heads + head * group_ + (first + i) % group_) * s_.head_dim;
@@ -147,6 +148,7 @@ class AttendCase {
     a.head_dim = s_.head_dim;
     a.first_position = s_.keys - s_.queries + first / group_;
     a.num_keys = s_.keys - s_.queries + (first + a.vectors - 1) / group_ + 1;
+    a.next_offset = s_.queries == 1 && head + 1 < s_.kv_heads ? cache_.shape().offset(layer_, head + 1) : 0;
     a.window = 0;
     a.scale = 1 / std::sqrt(float(s_.head_dim));
     a.softcap = 0;
@@ -157,6 +159,11 @@ class AttendCase {
     table_.attend(a, work);
   }
   float rounded(float x) const { return s_.format == KvFormat::bf16 ? float_of_bf16(bf16_of_float(x)) : x; }
+  float rounded_key(float x) const {
+    if (s_.format != KvFormat::f16) return rounded(x);
+    const float unit = std::ldexp(1.0f, std::max(x == 0 ? -14 : std::ilogb(x), -14) - 10);
+    return std::nearbyint(x / unit) * unit;
+  }
   std::vector<double> expected(int64_t query, int64_t head) const {
     const int64_t seen = s_.keys - s_.queries + query + 1, e = s_.head_dim, kv = head / group_;
     std::vector<double> p(static_cast<size_t>(seen)), out(static_cast<size_t>(e), 0.0);
@@ -165,14 +172,14 @@ class AttendCase {
       double score = 0;
       for (int64_t d = 0; d < e; d++)
         score += double(rounded(q_[size_t((query * s_.heads + head) * e + d)])) *
-                 rounded(k_[size_t((t * s_.kv_heads + kv) * e + d)]);
+                 rounded_key(k_[size_t((t * s_.kv_heads + kv) * e + d)]);
       p[size_t(t)] = score / std::sqrt(double(e));
       most = std::max(most, p[size_t(t)]);
     }
     for (double& value : p) sum += value = std::exp(value - most);
     for (int64_t t = 0; t < seen; t++)
       for (int64_t d = 0; d < e; d++)
-        out[size_t(d)] += p[size_t(t)] / sum * rounded(v_[size_t((t * s_.kv_heads + kv) * e + d)]);
+        out[size_t(d)] += p[size_t(t)] / sum * rounded_key(v_[size_t((t * s_.kv_heads + kv) * e + d)]);
     return out;
   }
 
@@ -245,9 +252,10 @@ void register_all(int threads) {
         ->UseManualTime()
         ->Unit(benchmark::kMicrosecond);
   };
-  for (KvFormat format : {KvFormat::f32, KvFormat::bf16}) {
-    const std::string type = format == KvFormat::f32 ? "f32" : "bf16";
-    for (const auto& [heads, kv_heads] : {std::pair{12, 12}, {14, 2}})
+  const char* formats[] = {"f32", "bf16", "f16", "i8"};
+  for (KvFormat format : {KvFormat::f32, KvFormat::bf16, KvFormat::f16, KvFormat::i8}) {
+    const std::string type = formats[int(format)];
+    for (const auto& [heads, kv_heads] : {std::pair{12, 12}, {14, 2}, {32, 4}})
       for (const auto& [queries, keys] : std::vector<std::pair<int64_t, int64_t>>{
                {1, 32}, {1, 128}, {1, 512}, {1, 1024}, {4, 1024}, {128, 128}, {512, 512}}) {
         const Attend shape{format, heads, kv_heads, 64, queries, keys};

@@ -67,12 +67,22 @@ py::array_t<float> array_of(Array array) {
   return py::array_t<float>(shape, data, owner);
 }
 
+const float* scales_of(const py::object& scales, int64_t rows) {
+  if (!py::isinstance<py::array_t<float, py::array::c_style>>(scales) || py::array(scales).size() != rows)
+    throw Error(ErrorKind::array, text("[summary] scales must be a float32 array of the output's ", rows, " rows"));
+  const float* values = static_cast<const float*>(py::array(scales).data());
+  for (int64_t r = 0; r < rows; r++)
+    if (!(values[r] >= 0.0f && values[r] < 3.4e38f))
+      throw Error(ErrorKind::array, text("[summary] scales must be numbers >= 0, got ", values[r], " for row ", r));
+  return values;
+}
+
 // (output, values, weights, summary): values and weights are lists in the order asked for; summary None: not wanted.
 py::tuple run(Executor& executor, int routine, const py::array& ids, const py::array& positions,
               const py::array& starts, const py::array& context, const py::array& block_table,
               const py::array& logit_rows, KvCache& cache, const py::object& token_types, KvCache* cross,
               const py::object& cross_table, const py::object& cross_context, std::vector<int> buffers,
-              std::vector<int> attentions, bool summarise) {
+              std::vector<int> attentions, bool summarise, const py::object& scales) {
   Batch b = batch_of(ids, positions, starts, context, block_table, logit_rows);
   add_optional(b, token_types, cross_table, cross_context);
   const int64_t cols = executor.output_cols(routine), ld = executor.output_ld(routine);
@@ -80,11 +90,12 @@ py::tuple run(Executor& executor, int routine, const py::array& ids, const py::a
   const std::shared_ptr<Arena> held = cache.output(size_t(outputs + sums) * sizeof(float));
   float* output = reinterpret_cast<float*>(held->data());
   float* summary = summarise ? output + outputs : nullptr;
+  const float* rows_scales = scales.is_none() ? nullptr : scales_of(scales, b.logits);
   Capture capture{std::move(buffers), std::move(attentions), {}, {}};
   const bool captures = !capture.buffers.empty() || !capture.attentions.empty();
   {
     py::gil_scoped_release nogil;
-    executor.run(routine, b, cache, cross, output, captures ? &capture : nullptr, summary);
+    executor.run(routine, b, cache, cross, output, captures ? &capture : nullptr, summary, rows_scales);
   }
   const py::capsule owner(new std::shared_ptr<Arena>(held),
                           [](void* p) { delete static_cast<std::shared_ptr<Arena>*>(p); });
@@ -193,7 +204,7 @@ void bind_executor(py::module_& m) {
           py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"), py::arg("token_types") = py::none(),
           py::arg("cross") = py::none(), py::arg("cross_table") = py::none(), py::arg("cross_context") = py::none(),
           py::arg("buffers") = std::vector<int>{}, py::arg("attentions") = std::vector<int>{},
-          py::arg("summary") = false,
+          py::arg("summary") = false, py::arg("scales") = py::none(),
           "One step (pyllm.program.batch.Batch): its output float32 [R, n], a view of the cache's buffer that its next "
           "step overwrites; copies of the buffers asked for; for each attention asked for (by its output) its weights "
           "[heads, rows, keys] of every sequence; the summary of the output [R, ceil(n / 64), 2] or None. Raises "

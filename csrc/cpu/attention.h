@@ -167,20 +167,20 @@ PYLLM_INLINE void for_sets(int vectors, Each each) {
   for (int first = 0; first < vectors; first += kMost) for_set<kMost>(vectors - first, first, each);
 }
 
-// Vectors of one token alone: nobody reads the same blocks again soon, so they come from memory and fetching ahead
-// pays. Otherwise the neighbouring tokens' calls find them in L2 and prefetches would only take load slots.
+// Vectors of one token alone: nobody reads the same blocks again soon, so they come from memory and must be fetched
+// well ahead. Otherwise the neighbouring tokens' calls find them in L2.
 inline bool reads_from_memory(const AttendArgs& a) { return a.first_head + a.vectors <= a.group; }
 
 // The order in which halves of blocks are read: K of the visible blocks, V of them, then K of the next head if it is
-// known. ahead(i): the half to fetch while the i-th one is worked on, 8 KB later or more; the i-th itself where nothing
-// is to be fetched.
+// known. ahead(i): the half to fetch while the i-th one is worked on: what comes 8 KB later or more if it must come
+// from memory, else the next one; the i-th itself where nothing is left.
 class Stream {
  public:
   Stream(const AttendArgs& a, BlockRange blocks)
       : a_(a),
         first_(blocks.begin),
         count_(blocks.end - blocks.begin),
-        distance_(reads_from_memory(a) ? int64_t(kAhead / kv_half_bytes(a.format, a.head_dim)) + 1 : 0) {
+        distance_(reads_from_memory(a) ? int64_t(kAhead / kv_half_bytes(a.format, a.head_dim)) + 1 : 1) {
     for (int64_t i = 1; i < distance_ && i < 2 * count_; ++i)  // the first is read at once
       for (size_t line = 0; line < kv_half_bytes(a.format, a.head_dim); line += 64) f_prefetch_l2(half(i) + line);
   }

@@ -73,7 +73,7 @@ PYLLM_INLINE I16 i_from_u8(const void* p) {
 }
 PYLLM_INLINE int32_t i_reduce_add(const I16& x) {
   const I4 s = (x.a + x.c) + (x.b + x.d);
-  return (s[0] + s[2]) + (s[1] + s[3]);
+  return int32_t((uint32_t(s[0]) + uint32_t(s[2])) + (uint32_t(s[1]) + uint32_t(s[3])));
 }
 PYLLM_INLINE int32_t i_reduce_max(const I16& x) {
   int32_t lanes[16], most;

@@ -68,7 +68,8 @@ constexpr int kTogether = 1;
 #endif
 constexpr int together(KvFormat f) {
   const bool even_and_odd = f == KvFormat::bf16 && kBf16Weights == Weights::rounded;  // two sums more for each vector
-  return even_and_odd && kTogether > 4 ? 4 : kTogether;
+  // f32: eight gain nothing where memory decides, and their longer way through a block holds up its fetches.
+  return (even_and_odd || f == KvFormat::f32) && kTogether > 4 ? 4 : kTogether;
 }
 
 // --- products for C vectors and one block, functions of their own: inlined into the loops around them they spill.
@@ -117,35 +118,45 @@ __attribute__((noinline)) void score_block_float(const uint8_t* keys, const uint
   }
 }
 
-// outputs[g] += p[g] . V, f32 and f16: V [32 tokens][Ep].
+// outputs[g] of 16 * Columns dims += p[g] . V.
+template <KvFormat F, int C, int Columns>
+PYLLM_INLINE void add_values(const uint8_t* values, const uint8_t* next, const float* p, int64_t row, int64_t ep,
+                             float* outputs) {
+  constexpr int64_t kSize = F == KvFormat::f16 ? 2 : 4;
+  F16 sum[C][Columns];
+#pragma GCC unroll 8
+  for (int g = 0; g < C; ++g)
+#pragma GCC unroll 4
+    for (int j = 0; j < Columns; ++j) sum[g][j] = f_load(outputs + g * ep + 16 * j);
+  for (int64_t t = 0; t < kBlockTokens; ++t, values += ep * kSize, next += ep * kSize) {
+    F16 v[Columns];
+#pragma GCC unroll 2
+    for (int j = 0; j < Columns; j += 2) {
+      load_32<F>(values + 16 * j * kSize, v[j], v[j + 1]);
+      prefetch_32<F>(next + 16 * j * kSize);
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < C; ++g) {
+      const F16 weight = f_set(p[g * row + t]);
+#pragma GCC unroll 4
+      for (int j = 0; j < Columns; ++j) sum[g][j] = f_fma(v[j], weight, sum[g][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < C; ++g)
+#pragma GCC unroll 4
+    for (int j = 0; j < Columns; ++j) f_store(outputs + g * ep + 16 * j, sum[g][j]);
+}
+// outputs[g] += p[g] . V, f32 and f16: V [32 tokens][Ep]. Few vectors take 64 dims at a time, for as many sums as the
+// latency of the multiply-add wants.
 template <KvFormat F, int C>
 __attribute__((noinline)) void value_block_float(const uint8_t* values, const uint8_t* next, const float* p,
                                                  int64_t row, int64_t ep, float* outputs) {
   constexpr int64_t kSize = F == KvFormat::f16 ? 2 : 4;
-  for (int64_t d = 0; d < ep; d += 32) {
-    F16 low[C], high[C];
-#pragma GCC unroll 8
-    for (int g = 0; g < C; ++g) {
-      low[g] = f_load(outputs + g * ep + d);
-      high[g] = f_load(outputs + g * ep + d + 16);
-    }
-    for (int64_t t = 0; t < kBlockTokens; ++t) {
-      F16 v0, v1;
-      load_32<F>(values + (t * ep + d) * kSize, v0, v1);
-      prefetch_32<F>(next + (t * ep + d) * kSize);
-#pragma GCC unroll 8
-      for (int g = 0; g < C; ++g) {
-        const F16 weight = f_set(p[g * row + t]);
-        low[g] = f_fma(v0, weight, low[g]);
-        high[g] = f_fma(v1, weight, high[g]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int g = 0; g < C; ++g) {
-      f_store(outputs + g * ep + d, low[g]);
-      f_store(outputs + g * ep + d + 16, high[g]);
-    }
-  }
+  int64_t d = 0;
+  if (C <= kTogether / 4)
+    for (; d + 64 <= ep; d += 64) add_values<F, C, 4>(values + d * kSize, next + d * kSize, p, row, ep, outputs + d);
+  for (; d < ep; d += 32) add_values<F, C, 2>(values + d * kSize, next + d * kSize, p, row, ep, outputs + d);
 }
 
 #if defined(PYLLM_BF16_DOT)

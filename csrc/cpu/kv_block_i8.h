@@ -47,6 +47,9 @@ inline void append_i8(int64_t head_dim, int token, const float* k, const float* 
   });
 }
 
+// -128 * the sum. Of numbers that are not finite it wraps: their scale is NaN.
+inline int32_t start_of(const I16& numbers) { return int32_t(-128u * uint32_t(i_reduce_add(numbers))); }
+
 // A query in the place of its Ep floats: Ep / 4 quads, the scale, -128 sum(q) of each kSumDims dims.
 inline void start_query_i8(const float* x, int64_t head_dim, float* row) {
   const int64_t ep = padded_head(head_dim);
@@ -64,7 +67,7 @@ inline void start_query_i8(const float* x, int64_t head_dim, float* row) {
       sum = i_add(sum, numbers);
       store_quads(quads + d / 4 * kQuadBytes, numbers);
     }
-    starts[first / kSumDims] = -128 * i_reduce_add(sum);
+    starts[first / kSumDims] = start_of(sum);
   }
 }
 
@@ -124,7 +127,7 @@ inline void quantise_weights(const float* p, const F16& scale0, const F16& scale
   store_quads(w.quads, n0);
   store_quads(w.quads + 4 * kQuadBytes, n1);
   w.scale = q.scale;
-  w.start = -128 * i_reduce_add(i_add(n0, n1));
+  w.start = start_of(i_add(n0, n1));
 }
 
 // outputs[g] += p[g] . V: V [Ep/16][8 token quads][16 dims][4 tokens], then [32] scales.

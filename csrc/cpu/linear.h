@@ -1,6 +1,6 @@
-// Matmul over packed panels for float32 and bfloat16 and any number of rows, and the tables' entries for all formats
-// (linear_int.h has the integer ones). The arithmetic of an output never depends on how many rows there are. AMX has
-// amx_linear.h.
+// Matmul over packed panels for float32, float16 and bfloat16 and any number of rows, and the tables' entries for all
+// formats (linear_int.h has the integer ones). The arithmetic of an output never depends on how many rows there are.
+// AMX has amx_linear.h.
 #pragma once
 #include "cpu/linear_blocks.h"
 #include "cpu/linear_finish.h"
@@ -20,12 +20,13 @@ constexpr int kWordInputs = 1;
 // Whether one register block takes all rows and all outputs of a panel at once, whatever k.
 bool in_one_block(Format f, int rows) {
   if (f == Format::bf16 && kWordInputs == 1) return rows < kUnpackFrom && rows <= kStreamRows;
+  if (f == Format::f16 && rows >= kUnpackFrom) return false;
   return rows <= kBlockRows && block_vectors(rows) * 16 == kPanel;
 }
 
 // Sums of rows [row0, row0 + rows) of panel p into c[rows][64].
 void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* unpacked) {
-  const bool floats = is_f32(a.format);
+  const bool halves = a.format == Format::f16, floats = is_f32(a.format) || halves;
   const int step = floats ? 1 : kWordInputs;
   const int64_t depth = packed_k(a.format, a.k) / step, x_ld = floats ? a.x_ld : depth, unit = floats ? 1 : 32 / step;
   const float* x = static_cast<const float*>(a.x) + row0 * x_ld;
@@ -34,9 +35,14 @@ void sum_panel(const LinearArgs& a, int p, int row0, int rows, float* c, float* 
   const bool streams = in_one_block(a.format, rows);
   for (int64_t k = 0, steps; k < depth; k += steps) {
     steps = streams ? depth : unit * next_part(int((depth - k) / unit), int(kPiece / unit));
-    const int64_t bytes = steps * kPanel * (floats ? 4 : 2 * step);
+    const int64_t bytes = steps * kPanel * (floats && !halves ? 4 : 2 * step);
     Piece piece = {w, bytes, unpacked, x + k, x_ld, steps, k == 0, c, y, a.y_ld, streams};
-    if (floats) {
+    if (halves && rows < kUnpackFrom) {
+      all_rows<Blocks::halves, kUnpackFrom - 1>(piece, rows);
+    } else if (halves) {
+      widen_piece(w, steps, unpacked);
+      all_rows<Blocks::floats, kBlockRows>(piece, rows);
+    } else if (floats) {
       piece.weights = reinterpret_cast<const float*>(w);
       all_rows<Blocks::floats, kBlockRows>(piece, rows);
     } else if (kWordInputs == 2) {
@@ -78,7 +84,7 @@ size_t linear_scratch(const LinearArgs& a, int panels) {
   (void)panels;
   if (is_i8(a.format) || is_i4(a.format)) return int_scratch(a);
   const size_t sums = size_t(a.m < kRowBlock ? a.m : kRowBlock) * kPanel * sizeof(float);
-  return sums + (a.format == Format::bf16 ? size_t(kPiece) * kPanel * sizeof(float) : 0);
+  return sums + (is_f32(a.format) ? 0 : size_t(kPiece) * kPanel * sizeof(float));
 }
 
 void linear_panels(const LinearArgs& a, int p0, int p1, void* scratch) {

@@ -39,17 +39,20 @@ PYLLM_INLINE int next_part(int left, int most) {
   return (left + parts - 1) / parts;
 }
 
+PYLLM_INLINE F16 load_weights(const float* w) { return f_load(w); }
+PYLLM_INLINE F16 load_weights(const uint16_t* halves) { return f_f16_load(halves); }
+
 // sum[r][v] += x[r * x_ld + s * XStep] * w[s * WStep + 16 v ..] for s ascending: one FMA chain per output. Fetches
-// Lines lines a step, from `ahead` on.
-template <int R, int V, int WStep, int XStep, int Lines>
-PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const float* w, const float* x, int64_t x_ld, int64_t steps,
+// Lines lines a step, from `ahead` on. W: float, or uint16_t for float16.
+template <int R, int V, int WStep, int XStep, int Lines, class W>
+PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const W* w, const float* x, int64_t x_ld, int64_t steps,
                              const uint8_t* ahead) {
   for (int64_t s = 0; s < steps; ++s, w += WStep, x += XStep, ahead += 64 * Lines) {
     F16 weight[V];
 #pragma GCC unroll 4
     for (int i = 0; i < Lines; ++i) fetch_line<(kNear && V < 4)>(ahead + 64 * i);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) weight[v] = f_load(w + 16 * v);
+    for (int v = 0; v < V; ++v) weight[v] = load_weights(w + 16 * v);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F16 activation = f_set(x[r * x_ld]);
@@ -59,10 +62,10 @@ PYLLM_INLINE void fma_chains(F16 (&sum)[R][V], const float* w, const float* x, i
   }
 }
 
-// One register block of float32: sums c[R][64] (`first`: from zero) over a piece of k.
-template <int R, int V, int Lines>
-PYLLM_APART void float_block(const float* w, const float* x, int64_t x_ld, int64_t steps, bool first,
-                             const uint8_t* ahead, float* c) {
+// One register block of float32 or float16 weights: sums c[R][64] (`first`: from zero) over a piece of k.
+template <int R, int V, int Lines, class W>
+PYLLM_APART void float_block(const W* w, const float* x, int64_t x_ld, int64_t steps, bool first, const uint8_t* ahead,
+                             float* c) {
   F16 sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -159,7 +162,23 @@ struct Piece {
   bool streams;  // one block reads all of k: fetch kAhead on, not the next piece
 };
 
-enum class Blocks { floats, pairs, stream, dots };
+void widen_piece(const uint8_t* halves, int64_t steps, float* out) {
+  for (int64_t i = 0; i < steps * kPanel; i += 16) f_store(out + i, f_f16_load(halves + 2 * i));
+}
+
+enum class Blocks { floats, halves, pairs, stream, dots };
+
+template <Blocks B>
+PYLLM_INLINE const auto* weights_of(const Piece& p) {
+  if constexpr (B == Blocks::halves) return reinterpret_cast<const uint16_t*>(p.packed);
+  else return p.weights;
+}
+template <Blocks B, int R, int V, int Lines>
+constexpr auto row_block() {
+  if constexpr (B == Blocks::halves) return float_block<R, V, Lines, uint16_t>;
+  else if constexpr (B == Blocks::floats) return float_block<R, V, Lines, float>;
+  else return pair_block<R, V, Lines>;
+}
 
 template <Blocks B, int R, int Lines>
 void block_row(const Piece& p, int row, const uint8_t* ahead) {
@@ -174,10 +193,10 @@ void block_row(const Piece& p, int row, const uint8_t* ahead) {
   } else {
     constexpr int V = block_vectors(R);
     constexpr int passes = kPanel / 16 / V, each = (Lines + passes - 1) / passes, fetching = each ? Lines / each : 0;
-    constexpr auto fetch = B == Blocks::floats ? float_block<R, V, each> : pair_block<R, V, each>;
-    constexpr auto block = B == Blocks::floats ? float_block<R, V, 0> : pair_block<R, V, 0>;
+    constexpr auto fetch = row_block<B, R, V, each>(), block = row_block<B, R, V, 0>();
+    const auto* w = weights_of<B>(p);
     for (int i = 0; i < passes; ++i) {
-      (i < fetching ? fetch : block)(p.weights + 16 * V * i, x, p.x_ld, p.steps, p.first, ahead, c + 16 * V * i);
+      (i < fetching ? fetch : block)(w + 16 * V * i, x, p.x_ld, p.steps, p.first, ahead, c + 16 * V * i);
       ahead += 64 * each * p.steps;
     }
   }

@@ -1,7 +1,7 @@
 // Packing of one panel of weights from float32, bfloat16 or float16 elements with any stride. Include a vec_*.h first.
 //
 // Works on tiles of 16 outputs. Where the 16 elements of one k lie side by side (a matrix stored [k][n]), whole lines
-// are copied; otherwise runs of k are read output by output and their elements written out one by one.
+// are read; otherwise runs of 16 k are read output by output and transposed.
 #pragma once
 #include <cstring>
 
@@ -33,22 +33,6 @@ PYLLM_INLINE F16 load_run(const uint8_t* p, int64_t stride, int64_t n) {
 }
 
 template <SourceType T>
-void pack_floats_by_row(const void* const* rows, const int64_t* stride, int64_t k, float* out) {
-  for (int64_t c = 0; c < k; c += 16) {
-    for (int j = 0; j < 16; ++j) {
-      const int64_t n = k - c < 16 ? k - c : 16;
-      float run[16] = {};
-      if (rows[j]) {
-        const uint8_t* p = static_cast<const uint8_t*>(rows[j]) + c * stride[j] * element_size(T);
-        f_store(run, load_run<T>(p, stride[j], n));
-      }
-      float* line = out + c * kPanel + j;
-      for (int i = 0; i < n; ++i) line[i * kPanel] = run[i];
-    }
-  }
-}
-
-template <SourceType T>
 void pack_pairs_by_row(const void* const* rows, const int64_t* stride, int64_t k, uint8_t* out) {
   for (int64_t c = 0; c < k; c += 32, out += 32 * kPanel * 2) {
     for (int j = 0; j < 16; ++j) {
@@ -64,14 +48,6 @@ void pack_pairs_by_row(const void* const* rows, const int64_t* stride, int64_t k
 }
 
 // The 16 outputs side by side, k a fixed number of bytes apart: too far for the hardware to prefetch.
-template <SourceType T>
-void pack_floats_by_line(const uint8_t* p, int64_t step, int64_t k, float* out) {
-  for (int64_t c = 0; c < k; ++c, p += step) {
-    f_prefetch_l2(p + 16 * step);
-    f_store(out + c * kPanel, load_elements<T>(p));
-  }
-}
-
 template <SourceType T>
 void pack_pairs_by_line(const uint8_t* p, int64_t step, int64_t k, uint8_t* out) {
   for (int64_t c = 0; c < round_up(k, 32); c += 2, p += 2 * step) {
@@ -127,20 +103,26 @@ PYLLM_INLINE F16 join(const F16& first, const F16& second, float base) { return 
 template <SourceType T>
 void pack_i8_tile(const Tile<T>& tile, int t, uint8_t* panel) {
   const int64_t depth = round_up(tile.k, 64);
-  Int8Search search = {f_zero(), f_zero()};
+  Int8Search search;
+  search.top = search.bad = f_zero();
   F16 x[16];
   for (int64_t c = 0; c < tile.k; c += 16) {
     tile.load(c, x);
     for (int i = 0; i < 16; ++i) int8_see(search, x[i]);
   }
-  const F16 scale = f_div(search.top, f_set(127.0f)), inv = inverse(scale);
+  int8_begin(search);
+  for (int64_t c = 0; c < tile.k; c += 16) {
+    tile.load(c, x);
+    int8_try(search, x);
+  }
+  const F16 scale = int8_scale(search), inv = inverse(scale);
   for (int64_t c = 0; c < depth; c += 16) {
     tile.load(c, x);
     for (int i = 0; i < 16; ++i) x[i] = f_add(code_of(x[i], inv, -127.0f, 127.0f), f_set(128.0f));
     for (int i = 0; i < 16; i += 4)
       f_words_store(i8_codes_at(panel, c + i, t), join(x[i], x[i + 1], 256.0f), join(x[i + 2], x[i + 3], 256.0f));
   }
-  f_store(i8_scales_at(panel, depth) + t, f_add(scale, search.bad));
+  f_store(i8_scales_at(panel, depth) + t, scale);
 }
 
 template <SourceType T>
@@ -153,7 +135,9 @@ void pack_i4_tile(Format f, const Tile<T>& tile, int t, uint8_t* panel) {
       tile.load(begin + c, x);
       for (int i = 0; i < 16; ++i) f_store(w[c + i], x[i]);
     }
-    const F16 scale = int4_scale(w[0], group), inv = inverse(scale);
+    F16 scale;
+    int4_scale(w[0], group, scale);
+    const F16 inv = inverse(scale);
     f_f16_store(panel + 2 * t, scale);
     if (has_zeros(f)) std::memset(panel + 128 + t, 8, 16);
     for (int64_t c = 0; c < group; c += 8) {
@@ -168,32 +152,27 @@ void pack_i4_tile(Format f, const Tile<T>& tile, int t, uint8_t* panel) {
 }
 
 template <SourceType T>
-void pack_halves_tile(const Tile<T>& tile, int t, uint8_t* panel) {
+void pack_floats_tile(Format f, const Tile<T>& tile, int t, uint8_t* panel) {
   for (int64_t c = 0; c < tile.k; c += 16) {
     F16 x[16];
     tile.load(c, x);
-    for (int i = 0; i < 16 && c + i < tile.k; ++i) f_f16_store(panel + ((c + i) * kPanel + t) * 2, x[i]);
+    for (int i = 0; i < 16 && c + i < tile.k; ++i) {
+      const int64_t at = (c + i) * kPanel + t;
+      is_f32(f) ? f_store(reinterpret_cast<float*>(panel) + at, x[i]) : f_f16_store(panel + 2 * at, x[i]);
+    }
   }
 }
 
 template <SourceType T>
 void pack_tiles(Format f, const void* const* rows, const int64_t* stride, int64_t k, uint8_t* out) {
-  constexpr int size = element_size(T);
   for (int t = 0; t < kPanel; t += 16) {
     const Tile<T> tile(rows + t, stride + t, k);
-    if (f == Format::f16) pack_halves_tile(tile, t, out);
-    if (is_i8(f)) pack_i8_tile(tile, t, out);
-    if (is_i4(f)) pack_i4_tile(f, tile, t, out);
-    if (!is_f32(f) && f != Format::bf16) continue;
-    const uint8_t* first = static_cast<const uint8_t*>(rows[t]);
-    float* floats = reinterpret_cast<float*>(out) + t;
     uint8_t* pairs = out + t * 64;
-    if (is_f32(f))
-      tile.by_line ? pack_floats_by_line<T>(first, stride[t] * size, k, floats)
-                   : pack_floats_by_row<T>(rows + t, stride + t, k, floats);
-    else
-      tile.by_line ? pack_pairs_by_line<T>(first, stride[t] * size, k, pairs)
-                   : pack_pairs_by_row<T>(rows + t, stride + t, k, pairs);
+    if (is_i8(f)) pack_i8_tile(tile, t, out);
+    else if (is_i4(f)) pack_i4_tile(f, tile, t, out);
+    else if (f != Format::bf16) pack_floats_tile(f, tile, t, out);
+    else if (!tile.by_line) pack_pairs_by_row<T>(rows + t, stride + t, k, pairs);
+    else pack_pairs_by_line<T>(static_cast<const uint8_t*>(rows[t]), stride[t] * element_size(T), k, pairs);
   }
 }
 

@@ -109,14 +109,24 @@ inline float maximum(const float* x, int64_t n) {
   return f_reduce_max(highest);
 }
 
-inline void summarise(const float* x, int64_t n, float* max_and_sum) {
+inline void summarise(const float* x, int64_t n, float scale, float* max_and_sum) {
   const float highest = maximum(x, n);
-  const F16 top = f_set(highest);
+  max_and_sum[0] = highest;
+  if (scale == 0.0f) {  // no exponentials: x - x is 0, or NaN
+    F16 zeros = f_zero();
+    for_pieces(n, [&](int64_t i, int lanes) {
+      const F16 v = load_piece(x + i, lanes);
+      zeros = f_add(zeros, keep_lanes(f_sub(v, v), lanes, f_zero()));
+    });
+    max_and_sum[1] = float(n) + f_reduce_add(zeros);
+    return;
+  }
+  const F16 top = f_set(highest), times = f_set(scale);
   F16 sum = f_zero();
   for_pieces(n, [&](int64_t i, int lanes) {
-    sum = f_add(sum, keep_lanes(f_exp(f_sub(load_piece(x + i, lanes), top)), lanes, f_zero()));
+    const F16 power = f_exp(f_mul(f_sub(load_piece(x + i, lanes), top), times));
+    sum = f_add(sum, keep_lanes(power, lanes, f_zero()));
   });
-  max_and_sum[0] = highest;
   max_and_sum[1] = f_reduce_add(sum);
 }
 

@@ -1,9 +1,9 @@
 // Sixteen-lane loops over a row of logits: block maxima, sums of exponentials, values that reach a bound. Included by
 // row.h once per instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64
-// bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max, any, at_least, evens and odds are given;
-// hence no include guard. Instruction sets that fuse give the same bits: the lanes, what is done to them and the order
-// of the final sum do not depend on the vector's length. block_sum of 64 values is what Kernels::summarise gives for
-// them.
+// bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max, reduce_add, any, at_least, evens and odds
+// are given; hence no include guard. Instruction sets that fuse give the same bits: the lanes, what is done to them and
+// the order of the final sum do not depend on the vector's length. block_sum of 64 values is what Kernels::summarise
+// gives for them.
 
 constexpr int kLanes = int(sizeof(Floats) / 4);
 constexpr int kParts = 16 / kLanes;
@@ -34,7 +34,7 @@ static inline __attribute__((always_inline)) Floats exp_of(Floats d) {
 }
 
 // The largest of x[0..n), -inf for none; sets *has_nan when one is NaN (which is otherwise passed over).
-static float block_max(const float* x, size_t n, bool* has_nan) {
+static inline __attribute__((always_inline)) float block_max(const float* x, size_t n, bool* has_nan) {
   Floats best[kParts];
   Ints nan[kParts];
   for (int k = 0; k < kParts; ++k) {
@@ -60,7 +60,7 @@ static float block_max(const float* x, size_t n, bool* has_nan) {
 }
 
 // The sum of exp((x[i] - max) * scale); max is finite and no less than any x[i], scale > 0.
-static float block_sum(const float* x, size_t n, float max, float scale) {
+static inline __attribute__((always_inline)) float block_sum(const float* x, size_t n, float max, float scale) {
   Floats sum[kParts];
   for (int k = 0; k < kParts; ++k) sum[k] = Floats{};
   size_t i = 0;
@@ -76,12 +76,25 @@ static float block_sum(const float* x, size_t n, float max, float scale) {
       sum[k] += load(kept + k * kLanes) > 0.0f ? piece : Floats{};
     }
   }
-  float lane[16];
-  std::memcpy(lane, sum, 64);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+  return reduce_add(sum);
+}
+
+// Maxima and, unless sums is nullptr, sums of all blocks of 64 of x[0..n); returns the largest maximum.
+static float scan(const float* x, size_t n, float scale, float* tops, float* sums, bool* has_nan) {
+  float largest = -INFINITY;
+  for (size_t b = 0; b * kBlock < n; ++b) {
+    const float* block = x + b * kBlock;
+    const size_t left = n - b * kBlock;
+    if (left > (kAhead + 1) * kBlock) {
+      for (size_t i = 0; i < kBlock; i += 16) __builtin_prefetch(block + kAhead * kBlock + i);
+    }
+    tops[b] = left >= kBlock ? block_max(block, kBlock, has_nan) : block_max(block, left, has_nan);
+    largest = tops[b] > largest ? tops[b] : largest;
+    if (sums == nullptr) continue;
+    if (!(tops[b] > -INFINITY && tops[b] < INFINITY)) sums[b] = 0.0f;
+    else sums[b] = left >= kBlock ? block_sum(block, kBlock, tops[b], scale) : block_sum(block, left, tops[b], scale);
   }
-  return lane[0];
+  return largest;
 }
 
 // Takes (maximum, sum) pairs apart; returns the largest maximum. *odd: whether a sum is no number >= 0.

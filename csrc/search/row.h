@@ -32,6 +32,11 @@ static inline float reduce_max(const Floats* v) {
   for (int k = 1; k < 4; ++k) m = v[k] > m ? v[k] : m;
   return std::max(std::max(m[0], m[1]), std::max(m[2], m[3]));
 }
+// The sum by a fixed tree: lanes (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+static inline float reduce_add(const Floats* v) {
+  const Floats s = (v[0] + v[2]) + (v[1] + v[3]);
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
 static inline bool any(const Ints* v) {
   const Ints all = v[0] | v[1] | v[2] | v[3];
   return all[0] | all[1] | all[2] | all[3];
@@ -58,6 +63,16 @@ inline float block_sum(const float* x, size_t n, float max, float scale) {
   double total = 0.0;
   for (size_t i = 0; i < n; ++i) total += std::exp(double((x[i] - max) * scale));
   return float(total);
+}
+inline float scan(const float* x, size_t n, float scale, float* tops, float* sums, bool* has_nan) {
+  float largest = -INFINITY;
+  for (size_t b = 0; b * kBlock < n; ++b) {
+    const size_t size = std::min(kBlock, n - b * kBlock);
+    tops[b] = block_max(x + b * kBlock, size, has_nan);
+    largest = tops[b] > largest ? tops[b] : largest;
+    if (sums) sums[b] = std::isfinite(tops[b]) ? block_sum(x + b * kBlock, size, tops[b], scale) : 0.0f;
+  }
+  return largest;
 }
 inline float take_apart(const float* pairs, size_t n, float* tops, float* sums, bool* odd) {
   float largest = -INFINITY;
@@ -111,6 +126,12 @@ static inline float reduce_max(const Floats* v) {
   const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
   return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
 }
+static inline float reduce_add(const Floats* v) {
+  const __m256 s8 = _mm256_add_ps(v[0], v[1]);
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
 static inline bool any(const Ints* v) {
   const __m256i all = (__m256i)(v[0] | v[1]);
   return !_mm256_testz_si256(all, all);
@@ -137,6 +158,14 @@ static inline float reduce_max(const Floats* v) {
   const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
   const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
   return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
+}
+static inline float reduce_add(const Floats* v) {
+  __m256 half[2];
+  std::memcpy(half, v, 64);
+  const __m256 s8 = _mm256_add_ps(half[0], half[1]);
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
 static inline bool any(const Ints* v) { return _mm512_test_epi32_mask((__m512i)*v, (__m512i)*v) != 0; }
 static inline Floats evens(Floats a, Floats b) {
@@ -166,16 +195,17 @@ inline void prefetch(const float* x, size_t n) {
 struct RowKernels {
   float (*block_max)(const float* x, size_t n, bool* has_nan);
   float (*block_sum)(const float* x, size_t n, float max, float scale);
+  float (*scan)(const float* x, size_t n, float scale, float* tops, float* sums, bool* has_nan);
   float (*take_apart)(const float* pairs, size_t n, float* tops, float* sums, bool* odd);
   double (*weigh)(const float* tops, const float* sums, size_t n, float max, float scale, float* weights);
   size_t (*count_at_least)(const float* x, size_t n, float bound);
   float (*sum_at_least)(const float* x, size_t n, float bound, float max, float scale, size_t* count);
   uint64_t (*which_at_least)(const float* x, size_t n, float bound);
 };
-#define PYLLM_ROW_KERNELS(space)                                                                                     \
-  RowKernels {                                                                                                       \
-    space::block_max, space::block_sum, space::take_apart, space::weigh, space::count_at_least, space::sum_at_least, \
-        space::which_at_least                                                                                        \
+#define PYLLM_ROW_KERNELS(space)                                                                             \
+  RowKernels {                                                                                               \
+    space::block_max, space::block_sum, space::scan, space::take_apart, space::weigh, space::count_at_least, \
+        space::sum_at_least, space::which_at_least                                                           \
   }
 
 inline std::vector<RowKernels> available_row_kernels() {  // the best one last
@@ -231,12 +261,7 @@ struct Row {
       return;
     }
     if (summed) sums.resize(tops.size());
-    for (size_t b = 0; b < count; ++b) {
-      if (b + kAhead < count) prefetch(x + (b + kAhead) * kBlock, size_of(b + kAhead));
-      tops[b] = kRow.block_max(x + b * kBlock, size_of(b), &has_nan);
-      max = tops[b] > max ? tops[b] : max;
-      if (summed) sums[b] = block_sum(b);
-    }
+    max = kRow.scan(x, n, scale, tops.data(), summed ? sums.data() : nullptr, &has_nan);
   }
 
   // Takes the blocks from a summary. A sum is NaN where the block holds NaN or +inf, or nothing but -inf.

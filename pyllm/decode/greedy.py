@@ -22,7 +22,7 @@ class GreedyPolicy(Policy):
         self._chain = FilterChain(request)
         self._stopping = Stopping(request)
         self._counts = request.options.output_scores or request.options.return_alternatives
-        self._scale = None if self._chain or self._counts else 1.0
+        self._scale = None if self._chain or self._counts else 0.0
         self._result: list[Hypothesis] = []
 
     def results(self) -> list[Hypothesis]:

@@ -122,7 +122,8 @@ class Policy(ABC):
 
     @property
     def summary_scale(self) -> float | None:
-        """The scale of the sums of a summary that the next `advance` can use; None: it reads all logits anyway."""
+        """The scale of the sums of a summary that the next `advance` can use, 0 if it needs the maxima only; None: it
+        reads all logits anyway."""
         return None
 
     def advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:

@@ -39,7 +39,9 @@ class SamplePolicy(Policy):
         self._step = 0
         o = request.options
         self._cuts: Cuts = (o.temperature, o.top_k, o.top_p, o.min_p or 0.0)
-        self._scale = None if not self._chain.is_drawn_from_logits or o.output_scores else 1 / o.temperature
+        self._scale = None  # of the sums that a draw reads, 0 where it reads none
+        if self._chain.is_drawn_from_logits and not o.output_scores:
+            self._scale = 0.0 if 0 < o.top_k < request.vocab_size else 1 / o.temperature
 
     def results(self) -> list[Hypothesis]:
         return [result for result in self._results if result is not None]

@@ -153,6 +153,7 @@ class CpuRunner:
             list(buffers.values()),
             list(attentions.values()),
             summary is not None,
+            None if summary is None else summary.scales,
         )
         if summary is not None:
             summary.blocks = blocks

@@ -20,7 +20,7 @@ from pathlib import Path
 from .. import _C
 
 SLOW = 1.0  # seconds of packing from which a file is worth its room
-LAYOUT = 1  # raised whenever the packed layouts of csrc/kernels.h or the choice of quantised weights change
+LAYOUT = 2  # raised whenever the packed layouts of csrc/kernels.h or the choice of quantised weights change
 MAGIC = b"PYLLMPK1"
 DATA = 4096  # where the weights start: a page, so that reads are aligned
 SAMPLES = 64  # pages of a file that are read to tell its content
@@ -47,9 +47,9 @@ def content_of(files: Iterable[Path]) -> str:
 
 def key_of(content: str, recipe: str) -> str:
     """The name of packed weights: of what, how, by which version."""
-    from .. import __version__  # not there yet while the package is being imported
+    import pyllm  # its version is not there yet while the package is being imported
 
-    return hashlib.sha256("\0".join((content, recipe, __version__, str(LAYOUT))).encode()).hexdigest()
+    return hashlib.sha256("\0".join((content, recipe, pyllm.__version__, str(LAYOUT))).encode()).hexdigest()
 
 
 def key_in(model: Path, recipe: str) -> str:

@@ -118,15 +118,19 @@ class ReferenceRunner:
             }
         output = trace[interpreter.program.output.name]
         if summary is not None:
-            summary.blocks = _summarised(output)
+            summary.blocks = _summarised(output, summary.scales)
         return output.astype(np.float32)
 
 
-def _summarised(logits: NDArray[np.float64]) -> NDArray[np.float32]:
+def _summarised(logits: NDArray[np.float64], scales: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """Summary.blocks of logits [R, n]."""
     rows, n = logits.shape
     padded = np.full((rows, -(-n // SUMMARY_COLUMNS) * SUMMARY_COLUMNS), -np.inf)
     padded[:, :n] = logits
     blocks = padded.reshape(rows, -1, SUMMARY_COLUMNS)
     highest = blocks.max(axis=2)
-    return np.stack([highest, np.exp(blocks - highest[:, :, None]).sum(axis=2)], axis=2).astype(np.float32)
+    scale = 1.0 if scales is None else scales.astype(np.float64)[:, None, None]
+    with np.errstate(invalid="ignore"):  # -inf * 0, and blocks of nothing but -inf, whose sum is to be NaN
+        powers = np.exp((blocks - highest[:, :, None]) * scale)
+    powers[:, -1, n - (blocks.shape[1] - 1) * SUMMARY_COLUMNS :] = 0  # the padding
+    return np.stack([highest, powers.sum(axis=2)], axis=2).astype(np.float32)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,33 +16,13 @@ from ..decode.policy import Advance, Policy, Verified
 from ..errors import InvalidOptionError
 from ..program.batch import Batch, Capture, KvCache, Runner
 from .batching import BatchBuilder
+from .groups import Choosing, Group, can_summarise
 from .sequences import SequenceTable
 from .sources import Source, release
 from .speculation import Assistant, Draft, Lookup
 
 ROWS_PER_STEP = 512  # rows of one step; an eighth of them are left to prompts however many sequences decode
 SCORED_ROWS = 128  # rows whose logits `score` takes at once: 128 x 50k floats are 25 MB
-
-
-class Group:
-    """One prompt on its way: its policy and the live sequences that come from it.
-
-    policy    chooses tokens; after the end, `policy.results()` is the outcome
-    tokens    per live sequence the token chosen last, not run yet; empty until the whole prompt is in the cache
-    source    what an encoder-decoder's sequences attend to; the group releases it when it ends
-    guesses   per live sequence who proposes its next tokens; None without speculation
-    rows      of the step at hand: how many rows of logits are the group's
-    """
-
-    def __init__(self, policy: Policy, slot: int, source: Source | None = None) -> None:
-        self.policy = policy
-        self.source = source
-        self.tokens: list[int] = []
-        self.slots = [slot]
-        self.guesses: list[Lookup | Draft] | None = [] if policy.options.speculates else None
-        self.rows = 1
-        self.prompt: NDArray[np.int32] = np.array(policy.prompt_ids, np.int32)
-        self.prompt_run = 0  # prompt tokens in the cache
 
 
 class Engine:
@@ -79,7 +60,9 @@ class Engine:
         self._sequences = SequenceTable(self.cache)
         self._builder = BatchBuilder(self._sequences)
         self._groups: list[Group] = []
+        self._summarises = can_summarise(runner)
         self._running: list[Group] = []  # groups whose logits the current batch yields, in its order
+        self._choosing = Choosing([], False)  # for them
         self._steady = False  # the next batch has the same groups and row counts, one token further
         self._moved = False  # some sequence changed its slot since the last batch
 
@@ -108,25 +91,53 @@ class Engine:
             return []
         batch = self._next_batch() if self._steady else self._compose()
         advanced = self._running
-        if self.cross is None:
-            logits = self._runner.run(batch, self.cache)
+        logits = self._run(batch)
+        if self._choosing.lanes is None:
+            steady = self._advance_all(logits) and len(advanced) == len(self._groups)
+            self._steady = steady and len(batch.ids) == len(logits)
+            if self._steady:
+                self._choosing.join()
         else:
-            logits = self._run_with_sources(batch)
-        steady, row = len(advanced) == len(self._groups), 0
-        for group in advanced:
-            rows = logits if group.rows == len(logits) else logits[row : row + group.rows]
-            row += group.rows
-            steady = self._advance(group, rows) and steady
-        self._steady = steady and len(batch.ids) == len(logits)
+            self._advance_lanes(logits)
         return advanced
 
-    def _advance(self, group: Group, rows: NDArray[np.float32]) -> bool:
-        """Lets one group choose; whether its next rows follow on these one for one."""
+    def _run(self, batch: Batch) -> NDArray[np.float32]:
+        if self.cross is not None:
+            return self._run_with_sources(batch)
+        return self._runner.run(batch, self.cache, **self._wanted_summary())
+
+    def _wanted_summary(self) -> dict[str, Any]:
+        """An argument of run() that the plainest stand-ins lack."""
+        summary = self._choosing.summary
+        return {} if summary is None else {"summary": summary}
+
+    def _advance_all(self, logits: NDArray[np.float32]) -> bool:
+        """Lets every running group choose; whether their next rows follow on these one for one."""
+        steady, row = True, 0
+        for group in self._running:
+            rows = group.rows
+            steady = self._advance(group, row, logits) and steady
+            row += rows
+        return steady
+
+    def _advance_lanes(self, logits: NDArray[np.float32]) -> None:
+        """The same in a steady decode, where most need nothing but a choice."""
+        ended = self._choosing.advance_members(logits)
+        steady = True
+        for group, row in self._choosing.others:
+            steady = self._advance(group, row, logits) and steady
+        for group in ended:
+            self.drop(group)
+        self._steady = steady and not ended
+
+    def _advance(self, group: Group, row: int, logits: NDArray[np.float32]) -> bool:
+        """Lets one group choose from its rows, which begin at `row`."""
         count, guesses = len(group.slots), group.guesses
+        rows = logits if group.rows == len(logits) else logits[row : row + group.rows]
         if guesses:
             step: Advance = self._verify(group, guesses, rows)
         else:
-            step = group.policy.advance(rows)
+            step = group.policy.advance(rows, self._choosing.blocks(group, row))
         group.tokens = step.tokens
         if not step.tokens:
             self.drop(group)
@@ -250,15 +261,18 @@ class Engine:
     def _run_with_sources(self, batch: Batch) -> NDArray[np.float32]:
         """A decoder's step; policies that need it are shown what the first head attends to (as in CTranslate2)."""
         watching = self._attention is not None and any(group.policy.needs_attention for group in self._running)
+        wanted = self._wanted_summary()
         if not watching:
-            return self._runner.run(batch, self.cache, cross=self.cross)
+            return self._runner.run(batch, self.cache, cross=self.cross, **wanted)
         name = str(self._attention)
         capture = Capture(attentions=(name,))
-        logits = self._runner.run(batch, self.cache, cross=self.cross, capture=capture)
-        wanted = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # the sequence of each row of logits
+        logits = self._runner.run(batch, self.cache, cross=self.cross, capture=capture, **wanted)
+        sequences = (
+            np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1
+        )  # of each row of logits
         at = 0
         for group in self._running:
-            rows = [capture.weights[name][s][0, -1] for s in wanted[at : at + group.rows]]
+            rows = [capture.weights[name][s][0, -1] for s in sequences[at : at + group.rows]]
             at += group.rows
             group.policy.note_attention(np.stack(rows))
         return logits
@@ -290,6 +304,7 @@ class Engine:
             if not group.tokens and budget:
                 budget -= self._add_prompt(group, budget)
         self._moved = False
+        self._choosing = Choosing(self._running, self._summarises)
         return builder.build()
 
     def _add_tokens(self, group: Group) -> int:

@@ -3,12 +3,17 @@
 Arrays go in as anything NumPy can turn into float32 and come out as fresh C-contiguous float32. The meaning of each
 operation is its float64 definition in pyllm.program.reference. Common arguments:
 
-    dtype        "float32", or "bfloat16": weights (keys, values) and inputs are rounded to bfloat16, sums are float32
+    dtype        "float32", or "bfloat16": weights (keys, values) and inputs are rounded to bfloat16, sums are float32;
+                 "float16": weights (keys, values) are rounded to float16, inputs stay float32. Keys and values also
+                 "int8". Weights also "int8" (one scale an output), "int4" and "int4-g128" (one for each 32 or 128
+                 inputs), with inputs as 16-bit integers, and "int8-fast", with 8-bit inputs; scales are chosen by the
+                 squared error they leave (csrc/cpu/quantise.h)
     isa          "scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx"; None: the best one here,
                  or the one PYLLM_ISA names
     num_threads  None: PYLLM_NUM_THREADS, OMP_NUM_THREADS, or the cores this process may use
 
-Raises ArrayError (shapes, dtypes), InvalidOptionError (names, thread counts) and DeviceError (isa).
+Raises ArrayError (shapes, dtypes, weights that the dtype cannot hold), InvalidOptionError (names, thread counts) and
+DeviceError (isa).
 """
 
 from __future__ import annotations
@@ -112,7 +117,8 @@ def attention(
 
     The queries sit at the last T of the C positions. Query head h uses key/value head h // (H / K). scale None:
     E ** -0.5. causal: a query sees no key after it. window w > 0: nor one at a distance of w or more, on either side.
-    softcap > 0: scores become softcap * tanh(scores / softcap), before bias [H, T, C] is added.
+    softcap > 0: scores become softcap * tanh(scores / softcap), before bias [H, T, C] is added. dtype: what keys and
+    values are stored as, "float32", "bfloat16", "float16" or "int8" (one scale a token and head).
     """
     query = _floats(q)
     if scale is None:

@@ -57,9 +57,13 @@ class Capture:
 class Summary:
     """What a search needs of logits without reading them all: pass one to a step, read it afterwards.
 
+    scales  float32 [R], >= 0, one for each output row; None: 1. With 0, which is cheap, sums are numbers of columns
     blocks  float32 [R, ceil(n / 64), 2]: of columns 64 * b .. 64 * b + 63 of each output row (of logits as the program
-            gives them, before any filter) the maximum, and sum(exp(x - maximum)). The next step may reuse the array.
+            gives them, before any filter) the maximum, and sum(exp((x - maximum) * scale)). The next step may reuse the
+            array.
     """
+
+    scales: NDArray[np.float32] | None = None
 
     blocks: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
 

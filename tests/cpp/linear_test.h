@@ -1,5 +1,6 @@
 // What the tests of matmul and packing share: aligned buffers, and bf16 rounding written down apart from the kernels.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -9,8 +10,8 @@
 namespace pyllm {
 namespace test {
 
-const Format kFormats[] = {Format::f32, Format::bf16};
-inline const char* name(Format f) { return f == Format::f32 ? "float32" : "bfloat16"; }
+const Format kFormats[] = {Format::f32, Format::bf16, Format::f16};
+inline const char* name(Format f) { return f == Format::f32 ? "float32" : f == Format::f16 ? "float16" : "bfloat16"; }
 
 // 64-byte aligned bytes of exactly the size asked for (a multiple of 64).
 struct Bytes {
@@ -29,6 +30,17 @@ inline float to_bf16(float x) {
   if (std::isinf(x)) return x;
   const double rounded = std::ldexp(std::nearbyint(std::ldexp(mantissa, 8)), exponent - 8);
   return std::fabs(rounded) >= 0x1p128 ? std::copysign(INFINITY, x) : float(rounded);
+}
+
+// To the nearest float16, ties to even; infinity where too large.
+inline float to_f16(float x) {
+  if (!std::isfinite(x)) return x;
+  if (x == 0) return std::copysign(0.0f, x);  // denormals, where they are flushed
+  int exponent;
+  std::frexp(double(x), &exponent);
+  const int unit = std::max(exponent - 11, -24);  // 11 bits are kept, or multiples of the smallest denormal
+  const double rounded = std::ldexp(std::nearbyint(std::ldexp(double(x), -unit)), unit);
+  return std::fabs(rounded) >= 65536 ? std::copysign(INFINITY, x) : float(rounded);
 }
 
 }  // namespace test

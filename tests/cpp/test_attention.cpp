@@ -209,6 +209,7 @@ std::vector<Shape> shapes() {
   for (int64_t head_dim : {8, 20, 64, 80, 96, 128})
     for (int group : {1, 3, 7})
       for (int64_t keys : {1, 15, 16, 17, 31, 32, 33, 77, 130}) all.push_back({head_dim, group, keys});
+  for (int64_t keys : {1, 33}) all.push_back({530, 2, keys});  // int8: more than one integer sum covers
   for (int64_t head_dim : {12, 20, 64, 128})
     for (int64_t keys : {1, 31, 32, 33, 100}) {
       all.push_back({head_dim, 3, keys, 0, 0.0f, true, true});
