@@ -183,8 +183,8 @@ class Checker {
     const int64_t heads = int64_t(o.weights.size()), n = buffer(o.x).cols;
     for (int id : o.weights) {
       const MatrixShape& w = matrix(id);
-      require(w.packed && !w.gated && w.k == first.k && w.outputs() == first.outputs(),
-              "head linear: its matrices must be packed, not gated, and of one shape");
+      require(w.packed && !w.gated && w.k == first.k && w.outputs() == first.outputs() && w.format == first.format,
+              "head linear: its matrices must be packed, not gated, and of one shape and format");
     }
     require(o.begin >= 0 && o.begin <= n && first.k <= n && heads <= n && heads * first.k <= n - o.begin,
             "head linear: a head lies outside of the row");
@@ -199,10 +199,12 @@ class Checker {
       return g.packed && g.gated && g.k == width && d.packed && !d.gated && d.k == g.outputs() && d.outputs() == width;
     };
     bool all = !o.gate_up.empty() && o.gate_up.size() == o.down.size() && o.gate_up.size() < size_t(kMost);
-    for (size_t i = 0; all && i < o.gate_up.size(); i++) all = expert(o.gate_up[i], o.down[i]);
+    for (size_t i = 0; all && i < o.gate_up.size(); i++)
+      all = expert(o.gate_up[i], o.down[i]) && matrix(o.gate_up[i]).format == matrix(o.gate_up[0]).format &&
+            matrix(o.down[i]).format == matrix(o.down[0]).format;
     const bool shared = o.shared_gate_up >= 0;
     all = all && shared == (o.shared_down >= 0) && (!shared || expert(o.shared_gate_up, o.shared_down));
-    require(all, "experts: there must be some, gated, from and to rows of x");
+    require(all, "experts: there must be some, gated, from and to rows of x, in one format");
     const int64_t logits = int64_t(o.gate_up.size()) + shared;
     require(same_shape(o.out, o.x) && buffer(o.router).rows == buffer(o.x).rows && buffer(o.router).cols == logits,
             "experts: x, router and out do not fit");

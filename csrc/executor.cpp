@@ -59,8 +59,9 @@ Executor::Executor(Program program, int threads, const Kernels& kernels)
                                                   : CrossUse::none;
     const Limits limits = {routine.table_rows(program_), routine.max_positions, routine.segment_rows(program_),
                            !routine.causal(), use};
-    routines_.push_back({make_plan(routine, program_.matrices, prepares), limits, routine.heads() / routine.kv.heads,
-                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0});
+    routines_.push_back({make_plan(program_, routine, threads_, prepares), limits, routine.heads() / routine.kv.heads,
+                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0,
+                         RotaryTables(routine)});
     const Plan& plan = routines_.back().plan;
     width_ = std::max(width_, plan.width);
     input_width_ = std::max(input_width_, plan.input_width);
@@ -160,7 +161,7 @@ size_t Executor::linear_work(int matrix, int64_t rows) const {
     args.m = int(m);
     work = std::max(work, kernels_.linear_scratch(args, shape.panels()));
   };
-  for (int64_t m = 1; m <= std::min<int64_t>(rows, kFewRows); m++) see(m);
+  for (int64_t m = 1; m <= std::min<int64_t>(rows, 16); m++) see(m);
   for (int64_t m = 16; m < std::min<int64_t>(rows, 512); m += 16) see(m);  // kernels divide rows into even parts
   see(rows);
   return work;
@@ -168,13 +169,13 @@ size_t Executor::linear_work(int matrix, int64_t rows) const {
 
 size_t Executor::most_prepared(int rows) const {
   size_t bytes = 0;
-  for (Format f : formats_) bytes = std::max(bytes, kernels_.prepared_bytes(f, rows, input_width_));
+  for (Format f : formats_) bytes = std::max(bytes, Worker::most_prepared(kernels_, f, rows, input_width_));
   return bytes;
 }
 
 ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
-  ScratchSizes sizes{page_up(size_t(kFewRows) * size_t(norm_width_) * sizeof(float)), 0, 0, 0, 0};
-  for (int m = 1; m <= kFewRows; m++) sizes.prepared = std::max(sizes.prepared, page_up(most_prepared(m)));
+  ScratchSizes sizes{page_up(size_t(std::min(rows, kRepeatRows) * norm_width_) * sizeof(float)), 0, 0, 0, 0};
+  sizes.prepared = page_up(most_prepared(int(std::min(rows, kMatmulRows))));
   for (const Routine& r : program_.routines) {
     sizes.work = std::max(sizes.work, kernels_.attend_scratch(program_.kv_format, r.kv.head_dim, keys));
     if (r.reads_cross())
@@ -204,6 +205,13 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
   }
   sizes.work = page_up(sizes.work);
   return sizes;
+}
+
+// Captures want every op's output.
+Sharing Executor::sharing_for(int64_t rows, bool captures) const {
+  if (captures) return Sharing::share;
+  if (rows <= kRepeatRows) return Sharing::repeat;
+  return threads_ > 1 && rows >= kOwnRows * threads_ ? Sharing::rows : Sharing::share;
 }
 
 // Memory for steps of up to `rows` rows over contexts of up to `keys` keys. Contexts grow a token a step, so their room
@@ -287,7 +295,7 @@ std::vector<RoutineTimes> Executor::times() const {
 void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Capture* capture,
                    float* summary, const float* scales) {
   const Routine& r = routine(index);
-  const auto& [plan, limits, group, cross_group] = routines_[size_t(index)];
+  auto& [plan, limits, group, cross_group, rotary] = routines_[size_t(index)];
   Pool::Turn turn(Pool::instance());
   Stopwatch watch;
   if (missing_ != 0)
@@ -297,15 +305,14 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
   if (summary) check_summary(r);
   step_.load(batch, cache, cross, limits);
   reserve(batch.rows, step_.longest());
+  rotary.reserve(step_.longest(), threads_, turn);
   CaptureTargets targets;
   if (capture) targets = prepare_capture(r, *capture);
   for (int i = 0; i < plan.attentions; i++) counters_[size_t(i)].next.store(0, std::memory_order_relaxed);
 
-  const bool few = batch.rows <= kFewRows && !capture;
-  const int64_t heads = batch.sequences * r.kv.heads;
-  const bool own_heads = few && (heads % threads_ == 0 || heads >= 4 * threads_);
-  if (!own_heads) step_.divide(group, r.kv.heads, threads_);
-  if (limits.cross == CrossUse::reads) step_.divide_cross(cross_group, program_.cross.heads, threads_);
+  if (plan.divides) step_.divide(group, r.kv.heads, threads_);
+  if (plan.divides_cross)
+    step_.divide_cross(cross_group, program_.cross.heads, divides_by_heads(program_.cross, threads_) ? 1 : threads_);
   RoutineTimes* times = profiled_ ? &times_[size_t(index)] : nullptr;
   const StepShared shared = {program_,
                              r,
@@ -313,6 +320,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
                              weights_,
                              kernels_,
                              step_,
+                             rotary,
                              counters_.get(),
                              reinterpret_cast<float*>(activations_.data()),
                              rows_,
@@ -321,8 +329,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
                              sizes_.total(),
                              output,
                              output_ld(index),
-                             few,
-                             own_heads,
+                             sharing_for(batch.rows, capture != nullptr),
                              capture ? &targets : nullptr,
                              summary,
                              scales,

@@ -82,6 +82,7 @@ class Executor {
   ScratchSizes scratch_sizes(int64_t rows, int64_t keys) const;
   size_t most_prepared(int rows) const;  // bytes of the prepared input of any linear
   size_t linear_work(int matrix, int64_t rows) const;
+  Sharing sharing_for(int64_t rows, bool captures) const;
   void check_summary(const Routine& routine) const;
   void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
   CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
@@ -94,6 +95,7 @@ class Executor {
     Plan plan;
     Limits limits;
     int group, cross_group;  // query heads that share a kv head
+    RotaryTables rotary;
   };
   std::vector<Prepared> routines_;
   std::vector<Format> formats_;                                                // of the matrices, each once

@@ -1,7 +1,6 @@
 #include "worker.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 namespace pyllm {
@@ -31,7 +30,7 @@ Worker::Worker(const StepShared& shared, const ScratchSizes& sizes, Team& team)
 }
 
 void Worker::run() {
-  const std::vector<Phase>& phases = s_.few ? s_.plan.few : s_.plan.many;
+  const std::vector<Phase>& phases = s_.plan.of(s_.sharing);
   if (s_.times && team_.index == 0) return run_timed(phases);
   for (const Phase& phase : phases) {
     if (phase.barrier) team_.barrier();
@@ -91,16 +90,11 @@ void Worker::apply(const Embed& o, const Phase&) {
   }
 }
 
-void Worker::apply(const Rotary& o, const Phase&) {
+void Worker::apply(const Rotary& o, const Phase& phase) {
   const Team::Range mine = my_rows(b_.rows);
-  const int64_t half = int64_t(o.inv_freq.size());
   for (int64_t r = mine.begin; r < mine.end; r++) {
     float* y = row(o.out, r);
-    for (int64_t i = 0; i < half; i++) {
-      const float angle = float(b_.positions[r]) * o.inv_freq[size_t(i)];
-      y[i] = float(std::cos(double(angle))) * o.scaling;
-      y[half + i] = float(std::sin(double(angle))) * o.scaling;
-    }
+    std::memcpy(y, s_.rotary.row(phase.op, b_.positions[r]), size_t(buffer(o.out).cols) * sizeof(float));
     clear_padding(o.out, y);
   }
 }
@@ -156,7 +150,12 @@ void Worker::prepare(const Linear& o) {
 
 void Worker::fill_normed(const Phase& phase, int64_t rows) {
   const Norm& norm = std::get<Norm>(r_.ops[size_t(phase.norm)]);
-  for (int64_t r = 0; r < rows; r++) norm_row(norm, r, normed_ + r * ld(norm.out));
+  const int64_t width = ld(norm.out);
+  for (int64_t r = 0; r < rows; r++) norm_row(norm, r, normed_ + r * width);
+  if (!phase.store) return;
+  const Team::Range mine = team_.part(rows);
+  for (int64_t r = mine.begin; r < mine.end; r++)
+    std::memcpy(row(norm.out, r), normed_ + r * width, size_t(round_up(buffer(norm.out).cols, kPanel)) * sizeof(float));
 }
 
 // All but activation, x, residual and y.
@@ -177,14 +176,7 @@ void Worker::apply(const Linear& o, const Phase& phase) {
   const int64_t m = count(o.x);
   if (m == 0) return;
   LinearArgs a = linear_args(o.weight, int(m));
-  const bool prepares = k_.prepared_bytes(a.format, int(m), a.k) != 0;
-  const float* x = phase.norm >= 0 ? normed_ : row(o.x, 0);
-  if (phase.fill) {
-    if (phase.norm >= 0) fill_normed(phase, m);
-    if (prepares) k_.prepare(a.format, x, ld(o.x), int(m), a.k, 0, int(m), prepared_);
-  }
   a.activation = o.activation;
-  a.x = !prepares ? static_cast<const void*>(x) : s_.few ? prepared_ : s_.prepared;
   a.x_ld = ld(o.x);
   a.residual = o.residual < 0 ? nullptr : row(o.residual, 0);
   a.residual_ld = o.residual < 0 ? 0 : ld(o.residual);
@@ -192,15 +184,23 @@ void Worker::apply(const Linear& o, const Phase& phase) {
   a.y_ld = ld(o.out);
   a.scale = o.scale;
   a.softcap = o.softcap;
-  const Team::Range panels = team_.part(matrix(o.weight).panels());
-  if (panels.begin >= panels.end) return;
-  if (s_.summary && o.out == r_.output) linear_with_summary(a, panels);
-  else k_.linear(a, int(panels.begin), int(panels.end), work_);
+  if (phase.by_rows) return linear_of_rows(o, a);
+  const bool prepares = k_.prepared_bytes(a.format, int(m), a.k) != 0, own = s_.sharing == Sharing::repeat;
+  const float* x = phase.norm >= 0 ? normed_ : row(o.x, 0);
+  if (phase.fill) {
+    if (phase.norm >= 0) fill_normed(phase, m);
+    if (prepares) k_.prepare(a.format, x, a.x_ld, int(m), a.k, 0, int(m), prepared_);
+  }
+  a.x = !prepares ? static_cast<const void*>(x) : own ? prepared_ : s_.prepared;
+  if (phase.by_heads) return linear_of_heads(o, a, phase);
+  linear_panels(o, a, team_.part(matrix(o.weight).panels()));
 }
 
-// So many panels at a time that their outputs are still in the cache when they are summarised.
-void Worker::linear_with_summary(const LinearArgs& a, Team::Range panels) {
-  const int64_t width = buffer(r_.output).cols, all = round_up(width, kPanel) / kPanel;
+// Where they are to be summarised, so many panels at a time that their outputs are still in the cache.
+void Worker::linear_panels(const Linear& o, const LinearArgs& a, Team::Range panels) {
+  if (panels.begin >= panels.end) return;
+  if (s_.summary == nullptr || o.out != r_.output) return k_.linear(a, int(panels.begin), int(panels.end), work_);
+  const int64_t width = buffer(o.out).cols, all = round_up(width, kPanel) / kPanel;
   const int64_t each = std::max<int64_t>(kSummaryFloats / kPanel / std::max(a.m, 1), 4);
   for (int64_t p = panels.begin, end; p < panels.end; p = end) {
     end = std::min(p + each, panels.end);
@@ -209,6 +209,40 @@ void Worker::linear_with_summary(const LinearArgs& a, Team::Range panels) {
       for (int64_t i = p; i < end; i++)
         k_.summarise(a.y + r * a.y_ld + i * kPanel, std::min<int64_t>(kPanel, width - i * kPanel),
                      s_.scales ? s_.scales[r] : 1.0f, s_.summary + (r * all + i) * 2);
+  }
+}
+
+// The columns of the heads that this worker will attend with: so many queries, then keys and values, as there are.
+void Worker::linear_of_heads(const Linear& o, const LinearArgs& a, const Phase& phase) {
+  const Op& op = r_.ops[size_t(phase.attention)];
+  const KvShape& kv = std::holds_alternative<Attention>(op) ? r_.kv : p_.cross;
+  const Team::Range heads = own_heads(kv);
+  if (team_.size == 1) return linear_panels(o, a, {0, matrix(o.weight).panels()});
+  const int64_t columns = buffer(o.out).cols / kv.head_dim;  // in heads
+  const int64_t keys = std::holds_alternative<CrossAttention>(op) ? 0 : 2;
+  const int64_t queries = columns - keys * kv.heads, group = queries / kv.heads;
+  const auto part = [&](int64_t first, int64_t each) {  // heads from `first` on, `each` for each kv head
+    const int64_t e = kv.head_dim;
+    linear_panels(o, a, {(first + heads.begin * each) * e / kPanel, (first + heads.end * each) * e / kPanel});
+  };
+  if (group > 0) part(0, group);
+  for (int64_t i = 0; i < keys; i++) part(queries + i * kv.heads, 1);
+}
+
+// All outputs of this worker's rows, whose inputs it prepares itself.
+void Worker::linear_of_rows(const Linear& o, LinearArgs a) {
+  const Team::Range mine = my_rows(a.m);
+  const LinearArgs whole = a;
+  for (int64_t r = mine.begin; r < mine.end; r += a.m) {
+    a.m = int(std::min(mine.end - r, kMatmulRows));
+    a.x = row(o.x, r);
+    if (k_.prepared_bytes(a.format, a.m, a.k) != 0) {
+      k_.prepare(a.format, row(o.x, r), a.x_ld, a.m, a.k, 0, a.m, prepared_);
+      a.x = prepared_;
+    }
+    if (whole.residual) a.residual = whole.residual + r * a.residual_ld;
+    a.y = whole.y + r * a.y_ld;
+    k_.linear(a, 0, matrix(o.weight).panels(), work_);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "plan.h"
 #include "profile.h"
 #include "program.h"
+#include "rotary.h"
 #include "step.h"
 #include "threads.h"
 #include "weights.h"
@@ -31,6 +32,7 @@ struct StepShared {
   const Weights& weights;
   const Kernels& kernels;
   const Step& step;
+  const RotaryTables& rotary;
   Counter* counters;
   float* activations;  // buffers of the plan, for `capacity` rows
   int64_t capacity;
@@ -39,8 +41,7 @@ struct StepShared {
   size_t scratch_bytes;
   float* output;
   int64_t output_ld;
-  bool few;        // at most kFewRows rows, and nothing to capture
-  bool own_heads;  // each worker rotates, appends and attends the heads it owns, without a barrier between
+  Sharing sharing;
   const CaptureTargets* capture;  // nullptr: nothing
   float* summary;                 // of the output [R, panels, 2] (Kernels::summarise), nullptr: not wanted
   const float* scales;            // of the summary's rows [R], nullptr: 1
@@ -66,6 +67,8 @@ class Worker {
   static size_t expert_scratch(const Program& program, const Experts& op, const Kernels& kernels, int64_t rows);
   static size_t head_scratch(const Program& program, const HeadLinear& op, const Kernels& kernels, int64_t rows);
   static int chunk_rows(int64_t rows);
+  // Bytes of the prepared form of up to `rows` rows.
+  static size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs);
 
  private:
   void run(const Phase& phase);
@@ -85,7 +88,7 @@ class Worker {
 
   void prepare(const Linear& o);
   void apply(const Embed& o, const Phase&);
-  void apply(const Rotary& o, const Phase&);
+  void apply(const Rotary& o, const Phase& phase);
   void apply(const Norm& o, const Phase&);
   void apply(const HeadNorm& o, const Phase&);
   void apply(const Linear& o, const Phase& phase);
@@ -102,11 +105,15 @@ class Worker {
   void norm_row(const Norm& o, int64_t r, float* y) const;
   void fill_normed(const Phase& phase, int64_t rows);
   LinearArgs linear_args(int matrix, int m) const;
-  void linear_with_summary(const LinearArgs& a, Team::Range panels);
-  // Bytes of the prepared form of up to `rows` rows.
-  static size_t most_prepared(const Kernels& kernels, Format format, int rows, int64_t inputs);
+  void linear_panels(const Linear& o, const LinearArgs& a, Team::Range panels);
+  void linear_of_heads(const Linear& o, const LinearArgs& a, const Phase& phase);
+  void linear_of_rows(const Linear& o, LinearArgs a);
 
   // worker_attention.cpp
+  Team::Range own_heads(const KvShape& kv) const { return team_.part(kv.heads); }
+  void attend_own(const Attention& o, int op);
+  void store_rows(const StoreCross& o, int head, const Piece& piece);
+  void attend_cross(const CrossAttention& o, int op, int head, const AttendTask& task);
   void append(const Attention& o, int head, int sequence, int row0, int row1);
   void attend(const Attention& o, int op, int head, const AttendTask& task, int next_head = -1);
   const float* content_bias(const ScoreBias& bias, const AttendArgs& a, int vector, int query_head, int r) const;

@@ -7,20 +7,9 @@
 namespace pyllm {
 
 void Worker::apply(const Attention& o, const Phase& phase) {
-  const int heads = r_.kv.heads, group = o.num_heads / heads;
-  if (s_.own_heads) {
-    const Team::Range mine = team_.part(b_.sequences * heads);
-    for (int64_t i = mine.begin; i < mine.end; i++) {
-      const int sequence = int(i / heads), head = int(i % heads);
-      const int row0 = b_.starts[sequence], row1 = b_.starts[sequence + 1];
-      append(o, head, sequence, row0, row1);
-      const bool more = i + 1 < mine.end && head + 1 < heads;
-      for (int first = 0, all = (row1 - row0) * group; first < all; first += kAttendRows)
-        attend(o, phase.op, head, {sequence, first, std::min(kAttendRows, all - first)}, more ? head + 1 : -1);
-    }
-    return;
-  }
+  if (phase.by_heads) return attend_own(o, phase.op);
   // A block of one head is one worker's: kernels may rewrite neighbouring tokens' bytes when they append.
+  const int heads = r_.kv.heads;
   const std::vector<Piece>& pieces = s_.step.pieces();
   const Team::Range mine = team_.part(int64_t(pieces.size()) * heads);
   for (int64_t i = mine.begin; i < mine.end; i++) {
@@ -33,6 +22,21 @@ void Worker::apply(const Attention& o, const Phase& phase) {
   std::atomic<int64_t>& next = s_.counters[phase.counter].next;
   for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all;)
     attend(o, phase.op, int(i % heads), tasks[size_t(i / heads)]);
+}
+
+// Each worker has as many heads, of all sequences: the same work, and no barrier between storing keys and reading them.
+void Worker::attend_own(const Attention& o, int op) {
+  const int group = o.num_heads / r_.kv.heads;
+  const Team::Range mine = own_heads(r_.kv);
+  for (int sequence = 0; sequence < int(b_.sequences); sequence++) {
+    const int row0 = b_.starts[sequence], row1 = b_.starts[sequence + 1], all = (row1 - row0) * group;
+    for (int head = int(mine.begin); head < int(mine.end); head++) {
+      append(o, head, sequence, row0, row1);
+      const int next = head + 1 < int(mine.end) ? head + 1 : -1;
+      for (int first = 0; first < all; first += kAttendRows)
+        attend(o, op, head, {sequence, first, std::min(kAttendRows, all - first)}, next);
+    }
+  }
 }
 
 // Rotates the query heads and the key of one kv head, and stores its keys and values.
@@ -54,19 +58,21 @@ void Worker::append(const Attention& o, int head, int sequence, int row0, int ro
   }
 }
 
-void Worker::apply(const StoreCross& o, const Phase&) {
+void Worker::apply(const StoreCross& o, const Phase& phase) {
   if (!s_.step.has_cross()) return;
-  const KvShape& kv = p_.cross;
   const std::vector<Piece>& pieces = s_.step.pieces();
-  const Team::Range mine = team_.part(int64_t(pieces.size()) * kv.heads);
-  for (int64_t i = mine.begin; i < mine.end; i++) {
-    const Piece& piece = pieces[size_t(i) % pieces.size()];
-    const int head = int(i / int64_t(pieces.size()));
-    for (int r = piece.row0; r < piece.row1; r++) {
-      const float* key = row(o.kv, r) + head * kv.head_dim;
-      uint8_t* block = s_.step.cross_block_of(piece.sequence, b_.positions[r]) + kv.offset(o.layer, head);
-      k_.kv_append(p_.kv_format, kv.head_dim, b_.positions[r] % kBlockTokens, key, key + kv.heads * kv.head_dim, block);
-    }
+  const int64_t count = int64_t(pieces.size()), all = count * p_.cross.heads;
+  const Team::Range heads = own_heads(p_.cross);
+  const Team::Range mine = phase.by_heads ? Team::Range{heads.begin * count, heads.end * count} : team_.part(all);
+  for (int64_t i = mine.begin; i < mine.end; i++) store_rows(o, int(i / count), pieces[size_t(i % count)]);
+}
+
+void Worker::store_rows(const StoreCross& o, int head, const Piece& piece) {
+  const KvShape& kv = p_.cross;
+  for (int r = piece.row0; r < piece.row1; r++) {
+    const float* key = row(o.kv, r) + head * kv.head_dim;
+    uint8_t* block = s_.step.cross_block_of(piece.sequence, b_.positions[r]) + kv.offset(o.layer, head);
+    k_.kv_append(p_.kv_format, kv.head_dim, b_.positions[r] % kBlockTokens, key, key + kv.heads * kv.head_dim, block);
   }
 }
 
@@ -92,26 +98,32 @@ void Worker::attend(const Attention& o, int op, int head, const AttendTask& task
 }
 
 void Worker::apply(const CrossAttention& o, const Phase& phase) {
-  const KvShape& kv = p_.cross;
-  const int group = o.num_heads / kv.heads;
   const std::vector<AttendTask>& tasks = s_.step.cross_tasks();
-  const int64_t all = int64_t(tasks.size()) * kv.heads;
-  std::atomic<int64_t>& next = s_.counters[phase.counter].next;
-  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all;) {
-    const AttendTask& task = tasks[size_t(i / kv.heads)];
-    const int head = int(i % kv.heads);
-    AttendArgs a{};
-    a.format = p_.kv_format;
-    a.vectors = task.count;
-    a.group = group;
-    a.first_head = task.first % group;
-    a.head_dim = kv.head_dim;
-    a.num_keys = b_.cross_context[task.sequence];
-    a.scale = o.scale;
-    a.blocks = s_.step.cross_blocks(task.sequence);
-    a.block_offset = kv.offset(o.layer, head);
-    attend_vectors(a, o.num_heads, o.q, o.out, phase.op, head, task, nullptr, b_.cross_context);
+  const int64_t heads = p_.cross.heads, all = int64_t(tasks.size()) * heads;
+  if (phase.by_heads) {
+    const Team::Range mine = own_heads(p_.cross);
+    for (const AttendTask& task : tasks)
+      for (int64_t head = mine.begin; head < mine.end; head++) attend_cross(o, phase.op, int(head), task);
+    return;
   }
+  std::atomic<int64_t>& next = s_.counters[phase.counter].next;
+  for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < all;)
+    attend_cross(o, phase.op, int(i % heads), tasks[size_t(i / heads)]);
+}
+
+void Worker::attend_cross(const CrossAttention& o, int op, int head, const AttendTask& task) {
+  const KvShape& kv = p_.cross;
+  AttendArgs a{};
+  a.format = p_.kv_format;
+  a.vectors = task.count;
+  a.group = o.num_heads / kv.heads;
+  a.first_head = task.first % a.group;
+  a.head_dim = kv.head_dim;
+  a.num_keys = b_.cross_context[task.sequence];
+  a.scale = o.scale;
+  a.blocks = s_.step.cross_blocks(task.sequence);
+  a.block_offset = kv.offset(o.layer, head);
+  attend_vectors(a, o.num_heads, o.q, o.out, op, head, task, nullptr, b_.cross_context);
 }
 
 // The rest of the arguments, from the rows of a task, and the call. keys: of each sequence, where weights are captured.

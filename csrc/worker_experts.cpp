@@ -29,6 +29,9 @@ class Carver {
   size_t size_ = 0;
 };
 
+// Up to so many rows every worker chooses their experts for itself.
+constexpr int kFewRows = 4;
+
 // The rows that one expert works on, and where their hidden rows begin.
 struct Expert {
   int gate_up, down;
@@ -217,8 +220,9 @@ void Worker::apply(const Experts& o, const Phase& phase) {
   const int64_t rows = count(o.x);
   if (rows == 0) return;
   if (phase.fill) fill_normed(phase, rows);
-  ExpertWork work(p_, o, k_, rows, s_.few, row(o.hidden, 0), local_);
-  if (s_.few) {
+  const bool few = s_.sharing == Sharing::repeat && rows <= kFewRows;
+  ExpertWork work(p_, o, k_, rows, few, row(o.hidden, 0), local_);
+  if (few) {
     route(o, 0, rows, work);
   } else {
     const Team::Range mine = my_rows(rows);

@@ -15,7 +15,7 @@ size_t result_offset(size_t prepared) { return size_t(round_up(int64_t(prepared)
 }  // namespace
 
 size_t Worker::head_scratch(const Program& program, const HeadLinear& op, const Kernels& kernels, int64_t rows) {
-  const int m = chunk_rows(std::max<int64_t>(rows, kFewRows));
+  const int m = chunk_rows(rows);
   const int64_t width = program.matrices[size_t(op.weights[0])].shape.k;
   const size_t prepared = most_prepared(kernels, program.matrices[size_t(op.weights[0])].shape.format, m, width);
   return result_offset(prepared) + size_t(m) * kPanel * sizeof(float);

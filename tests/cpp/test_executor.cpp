@@ -29,6 +29,11 @@ struct Setting {
     return p;
   }
 };
+// Several formats at once.
+Program mixed_llama(Format format) { return mixed(llama(format)); }
+Program mixed_mixture(Format format) { return mixed(mixture(format)); }
+Program mixed_heads(Format format) { return mixed(whole_heads(format)); }
+
 const Setting kSettings[] = {
     {"llama f32", llama, Format::f32, KvFormat::f32},
     {"llama bf16", llama, Format::bf16, KvFormat::bf16},
@@ -39,6 +44,19 @@ const Setting kSettings[] = {
     {"mixture f32", mixture, Format::f32, KvFormat::f32},
     {"mixture bf16", mixture, Format::bf16, KvFormat::bf16},
     {"mixture bf16, float16 keys", mixture, Format::bf16, KvFormat::f16},
+    {"whole heads f32", whole_heads, Format::f32, KvFormat::f32},
+    {"whole heads bf16, int8 keys", whole_heads, Format::bf16, KvFormat::i8},
+    {"llama f16", llama, Format::f16, KvFormat::f16},
+    {"mixture i8", mixture, Format::i8, KvFormat::i8},
+    {"parallel i8 fast", parallel, Format::i8_fast, KvFormat::bf16},
+    {"mixture i4 by 32", mixture, Format::i4_g32, KvFormat::bf16},
+    {"whole heads i4 by 128", whole_heads, Format::i4_g128, KvFormat::f16},
+    {"llama i4 with zeros by 32", llama, Format::i4z_g32, KvFormat::f32},
+    {"parallel i4 with zeros by 128", parallel, Format::i4z_g128, KvFormat::i8},
+    {"llama bf16x3", llama, Format::f32_bf16x3, KvFormat::f32},
+    {"mixed llama", mixed_llama, Format::i8, KvFormat::i8},
+    {"mixed mixture", mixed_mixture, Format::i4_g32, KvFormat::bf16},
+    {"mixed whole heads", mixed_heads, Format::bf16, KvFormat::f16},
 };
 
 void for_each(const std::function<void(const Setting&, const Kernels&)>& body) {
@@ -96,6 +114,28 @@ TEST(Executor, NeighboursDoNotMatter) {
       for (int i = 0; i < 2; i++) ASSERT_TRUE(second[size_t(i)] == alone[1][size_t(5 + i)]);
       ASSERT_TRUE(second[2] == alone[0][30]);
       for (int i = 0; i < 19; i++) ASSERT_TRUE(third[size_t(i)] == alone[0][size_t(31 + i)]);
+    }
+  });
+}
+
+// Few rows, many, and so many that each worker takes whole rows.
+TEST(Executor, WaysOfSharingDoNotMatter) {
+  for_each([](const Setting& setting, const Kernels& kernels) {
+    const auto alone = load(setting.program(), 1, kernels);
+    std::vector<std::pair<std::string, std::vector<int32_t>>> texts;
+    std::vector<Rows2> expected;
+    for (int s = 0; s < 10; s++) {
+      texts.push_back({std::to_string(s), some_ids(3 + 9 * s, s)});
+      expected.push_back(in_chunks(*alone, texts.back().second, {31}));
+    }
+    for (int threads : {2, 3}) {
+      SCOPED_TRACE(std::to_string(threads) + " threads");
+      const auto executor = load(setting.program(), threads, kernels);
+      const Rows2 together = Feeder(*executor).feed(texts);
+      ASSERT_GE(int64_t(together.size()), threads * kOwnRows);
+      size_t at = 0;
+      for (const Rows2& rows : expected)
+        for (const std::vector<float>& row : rows) ASSERT_TRUE(together[at++] == row) << at;
     }
   });
 }

@@ -73,7 +73,7 @@ struct ProgramBuilder {
     return out;
   }
   int attention(int qkv, int layer, int rope, int64_t window = 0) {
-    const int out = buffer(4 * 12);
+    const int out = buffer(4 * r().kv.head_dim);
     op(Attention{out, qkv, layer, 4, rope, 0.3f, false, window, 0.0f});
     return out;
   }
@@ -120,6 +120,25 @@ inline Program parallel(Format format) {
     x = b.linear(up, b.matrix({d}, f, true), Activation::none, attended);
   }
   return b.finish(x, b.matrix({71}, d));
+}
+
+// Heads that are whole panels, so that two workers own one kv head each; norms after, read as residuals too.
+inline Program whole_heads(Format format) {
+  ProgramBuilder b(format);
+  b.r().kv.head_dim = 64;
+  const int64_t d = 72;
+  const int table = b.matrix({71}, d), rope = b.buffer(12);
+  int x = b.buffer(d);
+  b.op(Embed{x, table, -1, 0, 1.0f});
+  b.op(Rotary{rope, {1.0f, 0.3f, 0.1f, 0.03f, 0.01f, 0.003f}, 1.0f});
+  for (int layer = 0; layer < 2; layer++) {
+    const int qkv = b.linear(x, b.matrix({256, 128, 128}, d, true));
+    const int attended = b.linear(b.attention(qkv, layer, rope), b.matrix({d}, 256));
+    x = b.norm(attended, false, x);
+    const int h = b.linear(x, b.matrix({100}, d, true), Activation::gelu);
+    x = b.norm(b.linear(h, b.matrix({d}, 100), Activation::none, x), false);
+  }
+  return b.finish(x, table);
 }
 
 // What the other two lack: norms of heads, biases of scores by distance, a matrix a head, a norm with a residual, scale
@@ -183,6 +202,40 @@ inline Program translator(Format format) {
   return b.finish(x, table);
 }
 
+// Another format for every matmul of a program but those of experts and heads, which have one each.
+inline Program mixed(Program program) {
+  const Format formats[] = {Format::i8,      Format::bf16,    Format::i4_g32,  Format::f32,     Format::f16,
+                            Format::i8_fast, Format::i4_g128, Format::i4z_g32, Format::i4z_g128};
+  for (const Op& op : program.routines[0].ops)
+    if (const Linear* linear = std::get_if<Linear>(&op))
+      program.matrices[size_t(linear->weight)].shape.format = formats[size_t(linear->weight) % 9];
+  return program;
+}
+
+// Weights of formats with zero points come as codes.
+inline void pack_random_codes(Executor& executor, int matrix, const std::vector<const float*>& biases,
+                              std::mt19937& random) {
+  const MatrixShape& shape = executor.program().matrices[size_t(matrix)].shape;
+  const int64_t group = group_of(shape.format), groups = (shape.k + group - 1) / group;
+  std::vector<std::vector<uint8_t>> codes, zeros;
+  std::vector<std::vector<float>> scales;
+  std::vector<CodeSource> parts;
+  const auto bytes = [&](int64_t n) {
+    std::vector<uint8_t> values(static_cast<size_t>(n));
+    for (uint8_t& value : values) value = uint8_t(random() % 16);
+    return values;
+  };
+  for (int64_t rows : shape.parts) {
+    codes.push_back(bytes(rows * shape.k));
+    zeros.push_back(bytes(rows * groups));
+    scales.emplace_back(size_t(rows * groups), 0.05f);
+  }
+  for (size_t i = 0; i < codes.size(); i++)
+    parts.push_back(
+        {codes[i].data(), shape.parts[i], shape.k, shape.k, scales[i].data(), zeros[i].data(), groups, group});
+  executor.pack_codes(matrix, parts, biases);
+}
+
 // An executor with random weights; the same seed gives the same weights.
 inline std::unique_ptr<Executor> load(Program program, int threads, const Kernels& kernels, unsigned seed = 1) {
   auto executor = std::make_unique<Executor>(std::move(program), threads, kernels);
@@ -206,7 +259,8 @@ inline std::unique_ptr<Executor> load(Program program, int threads, const Kernel
     for (int64_t rows : shape.parts) bias.push_back(floats(rows));
     if (p.matrices[i].bias)
       for (const std::vector<float>& part : bias) biases.push_back(part.data());
-    executor->pack(int(i), parts, biases);
+    if (has_zeros(shape.format)) pack_random_codes(*executor, int(i), biases, random);
+    else executor->pack(int(i), parts, biases);
   }
   for (size_t i = 0; i < p.vectors.size(); i++) executor->set_vector(int(i), floats(p.vectors[i]).data(), p.vectors[i]);
   return executor;
