@@ -265,7 +265,7 @@ def test_wrong_options(model: pyllm.LanguageModel) -> None:
         (
             {"dtype": "float8"},
             InvalidOptionError,
-            "auto, float32, bfloat16, float16, got 'float8'",
+            "auto, float32, bfloat16, float16, float32-bf16x3, got 'float8'",
         ),
         ({"quantization": "int3", "num_threads": 0}, InvalidOptionError, "quantization must be None or .*num_threads"),
         ({"kv_cache": "int4"}, InvalidOptionError, "kv_cache must be None or one of float32, bfloat16, float16, int8"),

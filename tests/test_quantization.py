@@ -338,3 +338,16 @@ def test_greedy_text_of_chunks(tmp_path: Path) -> None:
     with pyllm.load(toy_folder("llama"), dtype="bfloat16", quantization="int4", kv_cache="int8") as model:
         model.generation_config = {}
         assert model.generate(IDS, max_new_tokens=10).token_ids == greedy(runner, IDS, 10)
+
+
+def test_bf16x3_is_float32_for_tables_and_keys_and_close_to_it_in_matmuls() -> None:
+    folder = toy_folder("llama")
+    ids = [5, 9, 2, 77, 31]
+    with pyllm.load(folder, dtype="float32-bf16x3") as split, pyllm.load(folder, dtype="float32") as plain:
+        assert split.dtype == "float32-bf16x3"
+        assert split.runner.kv_cache == "float32"
+        assert set(split.runner.formats) == {"float32", "float32-bf16x3"}
+        difference = np.abs(split.logits(ids) - plain.logits(ids)).max()
+        assert difference <= 1e-4 * np.abs(plain.logits(ids)).max()
+        if split.runner.isa != "amx":
+            assert difference == 0

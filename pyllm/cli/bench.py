@@ -104,7 +104,7 @@ def _generate(model: Any, texts: list[list[int]], new: int, beams: int) -> Calla
 def _generation(model: Any, texts: list[list[int]], new: int, beams: int, read_gbs: float | None) -> dict[str, Any]:
     first = _seconds(_generate(model, texts, 1, beams))
     whole = _seconds(_generate(model, texts, new, beams))
-    step = (whole - first) / (new - 1)
+    step = (whole - first) / (new - 1) if whole > first else whole / new  # too short to tell the first from others
     figures: dict[str, Any] = {
         "batch": len(texts),
         "prompt_tokens_per_second": round(sum(map(len, texts)) / first, 1),

@@ -10,13 +10,22 @@ from ..program.network import Network
 from ..program.program import Experts, Linear
 from ..program.tensors import Matrix
 
-DTYPES = ("float32", "bfloat16", "float16")
+# float32-bf16x3: float32, but matmuls take three products of bfloat16 halves where there are tiles (csrc/kernels.h).
+DTYPES = ("float32", "bfloat16", "float16", "float32-bf16x3")
 QUANTIZATIONS = ("int8", "int8-fast", "int4", "int4-g128")
 KV_CACHES = ("float32", "bfloat16", "float16", "int8")
 # Inputs that share a scale in a format of 4 bits. A "z" in its name: with zero points, which packing from floats never
 # makes.
 GROUPS = {"int4": 32, "int4z": 32, "int4-g128": 128, "int4z-g128": 128}
-BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int8-fast": 8, **dict.fromkeys(GROUPS, 4)}
+BITS = {
+    "float32": 32,
+    "float32-bf16x3": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int8": 8,
+    "int8-fast": 8,
+    **dict.fromkeys(GROUPS, 4),
+}
 FEWEST_OUTPUTS = 16  # of a matrix worth quantising: smaller ones are gates and labels, which save next to nothing
 
 
@@ -28,6 +37,11 @@ class Chosen:
     format: str
     codes: bool = False
     inexact: str = ""
+
+
+def plain_dtype(dtype: str) -> str:
+    """What is kept where a dtype says how matmuls run: tables, keys and values."""
+    return dtype.partition("-")[0]
 
 
 def quantizable(network: Network) -> set[Matrix]:
@@ -48,14 +62,14 @@ def choose_all(
     network: Network, dtype: str, quantization: str | None, kind: Callable[[str], Kind | None] | None
 ) -> dict[Matrix, Chosen]:
     """The format of every matrix. kind: how the checkpoint has quantised a tensor (None: not)."""
-    quantized = quantizable(network)
+    quantized, plain = quantizable(network), plain_dtype(dtype)
     chosen: dict[Matrix, Chosen] = {}
     for matrix in dict.fromkeys(matrix for program in network.programs.values() for matrix in program.matrices()):
         if matrix in quantized:
             kinds = [kind(source.name) if kind else None for source in matrix.sources]
             chosen[matrix] = choose(dtype, quantization, kinds)
         else:
-            chosen[matrix] = Chosen(dtype)
+            chosen[matrix] = Chosen(plain)
     return chosen
 
 

@@ -26,7 +26,7 @@ from ..program.program import (
     StoreCross,
 )
 from ..program.tensors import Alibi, Buffer, Disentangled, Matrix, RelativeBias, Source, Vector
-from .formats import BITS, choose_all
+from .formats import BITS, choose_all, plain_dtype
 
 
 class Lowering:
@@ -49,7 +49,7 @@ class Lowering:
         """kind: how the checkpoint has quantised a tensor. kv_cache None: as dtype."""
         programs = list(network.programs.values())
         main = network.main
-        self.kv_cache = kv_cache or dtype
+        self.kv_cache = kv_cache or plain_dtype(dtype)
         self._asked = quantization
         self.program = _C.Program(
             kv_cache=self.kv_cache,

@@ -267,9 +267,7 @@ class Engine:
         name = str(self._attention)
         capture = Capture(attentions=(name,))
         logits = self._runner.run(batch, self.cache, cross=self.cross, capture=capture, **wanted)
-        sequences = (
-            np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1
-        )  # of each row of logits
+        sequences = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # of each row of logits
         at = 0
         for group in self._running:
             rows = [capture.weights[name][s][0, -1] for s in sequences[at : at + group.rows]]

@@ -67,7 +67,8 @@ def load(
     model             a folder, or a Hub id ("org/name"), which is fetched through huggingface_hub's cache
     revision, cache_dir, token, local_files_only   as in huggingface_hub.snapshot_download
     dtype             "float32", "bfloat16", "float16" (torch.bfloat16 and so on as well), or "auto": the checkpoint's
-                      own (float16 runs as bfloat16)
+                      own (float16 runs as bfloat16); "float32-bf16x3": float32 whose matmuls are three products of
+                      bfloat16 halves on processors with AMX, to about 1e-5, and plain float32 elsewhere
     device            "cpu" (transformers' -1 as well), "reference" (NumPy in float64: slow, for checking), or "auto"
     quantization      None: as the checkpoint is, which may be quantised by GPTQ, AWQ, compressed-tensors or
                       bitsandbytes. "int8", "int8-fast" (8-bit activations too), "int4" (groups of 32 inputs),

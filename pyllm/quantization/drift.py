@@ -24,8 +24,8 @@ class Drift:
                                        its piece; None for encoders
     divergence   mean over tokens of KL(reference || model), in nats; None for encoders
     angle        mean of 1 - cos between the last hidden states; encoders only
-    change       what a limit is set on: relative change of perplexity, for encoder-decoders the divergence, for
-                 encoders the angle
+    change       what a limit is set on, never negative: the relative rise of perplexity, or that which the divergence
+                 makes one expect (exp(KL) - 1) where it is larger, for a short text may be luckier; encoders: the angle
     """
 
     tokens: int
@@ -36,9 +36,12 @@ class Drift:
 
     @property
     def change(self) -> float:
-        if self.perplexity is not None and self.reference_perplexity is not None:
-            return self.perplexity / self.reference_perplexity - 1
-        return self.angle if self.angle is not None else self.divergence or 0.0
+        if self.angle is not None:
+            return self.angle
+        expected = float(np.expm1(self.divergence or 0.0))
+        if self.perplexity is None or self.reference_perplexity is None:
+            return expected
+        return max(expected, self.perplexity / self.reference_perplexity - 1)
 
 
 def drift(model: Model, reference: Model, texts: list[list[int]]) -> Drift:

@@ -50,7 +50,7 @@ class Receipt:
         if found.perplexity is not None:
             lines.append(
                 f"  perplexity  {found.reference_perplexity:,.4f} -> {found.perplexity:,.4f} "
-                f"({100 * found.change:+.2f} %), over {found.tokens} tokens"
+                f"({100 * (found.perplexity / (found.reference_perplexity or 1) - 1):+.2f} %), over {found.tokens} tokens"
             )
         if found.divergence is not None:
             lines.append(f"  divergence  {found.divergence:.5f} nats a token (KL)")
