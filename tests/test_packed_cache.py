@@ -117,8 +117,7 @@ def test_concurrent_writers_and_readers_see_whole_files() -> None:
             packed_cache.keep(packed._executor, KEY)
 
     def read() -> None:
-        for _ in range(5):
-            restored.append(packed_cache.restore(empty(packed, 1)._executor, KEY))
+        restored.extend([packed_cache.restore(empty(packed, 1)._executor, KEY) for _ in range(5)])
 
     threads = [threading.Thread(target=each) for each in (write, read, write, read)]
     for thread in threads:

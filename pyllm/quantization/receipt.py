@@ -47,10 +47,11 @@ class Receipt:
             f"({self.quantized} matrices are integers, {self.kept} stay floats)",
             f"  speed       {self.source_speed:,.1f} -> {self.speed:,.1f} {self.speed_unit}",
         ]
-        if found.perplexity is not None:
+        if found.perplexity is not None and found.reference_perplexity is not None:
+            rise = 100 * (found.perplexity / found.reference_perplexity - 1)
             lines.append(
-                f"  perplexity  {found.reference_perplexity:,.4f} -> {found.perplexity:,.4f} "
-                f"({100 * (found.perplexity / (found.reference_perplexity or 1) - 1):+.2f} %), over {found.tokens} tokens"
+                f"  perplexity  {found.reference_perplexity:,.4f} -> {found.perplexity:,.4f} ({rise:+.2f} %), "
+                f"over {found.tokens} tokens"
             )
         if found.divergence is not None:
             lines.append(f"  divergence  {found.divergence:.5f} nats a token (KL)")
