@@ -149,6 +149,15 @@ void Executor::set_vector(int id, const float* values, int64_t n) {
   loaded_[slot] = true;
 }
 
+void Executor::set_sharing(int64_t repeat_rows, int64_t own_rows) {
+  if (repeat_rows < 1 || repeat_rows > kRepeatRows || own_rows < 1)
+    throw Error(ErrorKind::option, text("[sharing] rows must be from 1 to ", kRepeatRows, " and at least 1, got ",
+                                        repeat_rows, " and ", own_rows, "; measure them again"));
+  Pool::Turn turn(Pool::instance());
+  repeat_rows_ = repeat_rows;
+  own_rows_ = own_rows;
+}
+
 size_t Executor::linear_work(int matrix, int64_t rows) const {
   const MatrixShape& shape = program_.matrices[size_t(matrix)].shape;
   LinearArgs args{};
@@ -210,8 +219,8 @@ ScratchSizes Executor::scratch_sizes(int64_t rows, int64_t keys) const {
 // Captures want every op's output.
 Sharing Executor::sharing_for(int64_t rows, bool captures) const {
   if (captures) return Sharing::share;
-  if (rows <= kRepeatRows) return Sharing::repeat;
-  return threads_ > 1 && rows >= kOwnRows * threads_ ? Sharing::rows : Sharing::share;
+  if (rows <= repeat_rows_) return Sharing::repeat;
+  return threads_ > 1 && rows >= own_rows_ * threads_ ? Sharing::rows : Sharing::share;
 }
 
 // Memory for steps of up to `rows` rows over contexts of up to `keys` keys. Contexts grow a token a step, so their room

@@ -63,6 +63,10 @@ class Executor {
   void profile(bool enable);
   std::vector<RoutineTimes> times() const;
 
+  // From how many rows on workers share what matmuls read (at most kRepeatRows), and from how many each on they take
+  // whole rows. Changes no result. Throws Error(option).
+  void set_sharing(int64_t repeat_rows, int64_t own_rows);
+
   const Program& program() const { return program_; }
   Format format(int matrix) const { return checked_matrix(matrix).shape.format; }  // throws Error(array): no such
   const Routine& routine(int index) const;  // throws Error(array) when there is no such
@@ -104,6 +108,7 @@ class Executor {
   std::vector<bool> loaded_;  // matrices, then vectors
   int missing_;               // of those, not loaded yet
 
+  int64_t repeat_rows_ = kRepeatRows, own_rows_ = kOwnRows;
   int64_t rows_ = 0, keys_ = 0;  // what memory is there for
   Arena activations_, scratch_;
   size_t prepared_offset_ = 0;

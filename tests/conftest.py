@@ -20,7 +20,9 @@ OWN_ORDER = "avx512_bf16"  # the one that sums bfloat16 products in an order of 
 
 # PYLLM_REQUIRE=transformers,data: what must be here. A test that skips for want of it then fails.
 _WANTS = {"transformers": ("could not import 'torch", "could not import 'transformers"), "data": ("test data ",)}
-os.environ.setdefault("PYLLM_PACKED_CACHE", "0")  # tests load what is in the tree, not what was packed before
+# Tests load what is in the tree, not what was packed or measured on this machine before.
+os.environ.setdefault("PYLLM_PACKED_CACHE", "0")
+os.environ.setdefault("PYLLM_TUNING", os.devnull + ".none")
 
 REQUIRED = [text for name in os.environ.get("PYLLM_REQUIRE", "").split(",") if name for text in _WANTS[name]]
 

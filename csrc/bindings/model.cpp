@@ -213,6 +213,10 @@ void bind_executor(py::module_& m) {
       .def("profile", &Executor::profile, py::arg("enable"), "Times every op from now on, from zero; or no longer.")
       .def("timings", &timings,
            "For each routine, for each op, then before and after them: (calls, s, s waited, bytes).")
+      .def("set_sharing", &Executor::set_sharing, py::arg("repeat_rows"), py::arg("own_rows"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Up to how many rows of a step every worker makes all inputs of matmuls for itself, and from how many rows of "
+           "each worker on it takes whole rows. Changes no result. Raises InvalidOptionError.")
       .def("memory", &memory, "(bytes, bytes of those on huge pages now) of weights, activations and scratch.")
       .def_property_readonly("num_threads", &Executor::threads)
       .def_property_readonly("isa", [](const Executor& executor) { return executor.kernels().name; });

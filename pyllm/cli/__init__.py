@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "verify",
     "bench": "bench",
     "quantize": "quantize",
+    "tune": "tune",
     "doctor": "doctor",
 }
 

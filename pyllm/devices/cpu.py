@@ -18,7 +18,7 @@ from ..program.batch import Batch, Capture, KvCache, Summary
 from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
-from . import packed_cache
+from . import packed_cache, tuning
 from .lowering import Lowering, Routine
 from .packing import Tensors, load_weights
 
@@ -72,6 +72,8 @@ class CpuRunner:
             )
         self._routines = lowered.routines
         self._executor = _C.Executor(lowered.program, num_threads, isa)
+        if (measured := tuning.kept(self.isa, self.num_threads)) is not None:
+            self.set_sharing(measured.repeat_rows, measured.own_rows)
         self._caches: weakref.WeakSet[_C.KvCache] = weakref.WeakSet()
         self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
         # Floats are packed as fast as they would be read back.
@@ -103,6 +105,10 @@ class CpuRunner:
     def isa(self) -> str:
         """The instruction set in use, by the name of its kernel table (`pyllm doctor` lists those that run here)."""
         return self._executor.isa
+
+    def set_sharing(self, repeat_rows: int, own_rows: int) -> None:
+        """How threads divide a step's work (tuning.Thresholds); changes speed, no result. Raises InvalidOptionError."""
+        self._executor.set_sharing(repeat_rows, own_rows)
 
     def new_cache(self, program: str = "step", max_bytes: int = 0) -> _C.KvCache:
         """An empty cache of one program's own keys and values; max_bytes 0: as large as memory allows."""
