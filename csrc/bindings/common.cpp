@@ -90,7 +90,7 @@ std::vector<CodeSource> codes_of(const std::vector<CodeArrays>& arrays, bool is_
 namespace {
 
 // Names of Format and KvFormat, in their order.
-const char* const kFormatNames[] = {"float32", "bfloat16",  "float16", "int8",      "int8-fast",
+const char* const kFormatNames[] = {"float32", "bfloat16",  "float16", "int8",       "int8-fast",
                                     "int4",    "int4-g128", "int4z",   "int4z-g128", "float32-bf16x3"};
 const char* const kKvFormatNames[] = {"float32", "bfloat16", "float16", "int8"};
 

@@ -215,7 +215,8 @@ void bind_executor(py::module_& m) {
            "For each routine, for each op, then before and after them: (calls, s, s waited, bytes).")
       .def("set_sharing", &Executor::set_sharing, py::arg("repeat_rows"), py::arg("own_rows"),
            py::call_guard<py::gil_scoped_release>(),
-           "Up to how many rows of a step every worker makes all inputs of matmuls for itself, and from how many rows of "
+           "Up to how many rows of a step every worker makes all inputs of matmuls for itself, and from how many rows "
+           "of "
            "each worker on it takes whole rows. Changes no result. Raises InvalidOptionError.")
       .def("memory", &memory, "(bytes, bytes of those on huge pages now) of weights, activations and scratch.")
       .def_property_readonly("num_threads", &Executor::threads)
