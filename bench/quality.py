@@ -37,7 +37,7 @@ def main(model: str, text: Path, tokens: int) -> None:
     """See the head of this file."""
     source = pyllm.default_model() if model == "default" else model
     with pyllm.load(source, dtype="float32") as reference:
-        ids = reference.tokenizer.encode(text.read_text(), add_special_tokens=False)
+        ids = reference.tokenizer.encode(text.read_text("utf-8"), add_special_tokens=False)
         pieces = chunks([int(i) for i in ids], 256, tokens)
         click.echo("| weights | keys and values | perplexity | against float32 | KL, nats a token |")
         click.echo("| --- | --- | --- | --- | --- |")

@@ -183,3 +183,12 @@ def test_the_command_prints_the_receipt(tmp_path: Path) -> None:
     )
     assert refused.exit_code == 1
     assert "perplexity" in refused.stderr
+
+
+def test_a_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"\xff\xfe\x00binary")
+    for option in ("--text", "--calibrate"):
+        result = CliRunner().invoke(main, ["quantize", "default", "-o", str(tmp_path / "out"), option, str(text)])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: [quantize] a text must be UTF-8")

@@ -10,6 +10,7 @@ low bits first, weight = scale * (code - zero):
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -130,20 +131,21 @@ class _Matrix(QuantizedMatrix):
         ]
         return all(checks)
 
+    @abstractmethod
     def _measure(self, parts: Parts) -> tuple[int, int]:
-        raise NotImplementedError
+        """(outputs, inputs), with what contradicts them in `problems`."""
 
     def _scales(self, read: Read) -> NDArray[np.float32]:
         """[groups, n]"""
         return floats_of(read(self.parts["scales"]))
 
+    @abstractmethod
     def _zeros(self, read: Read) -> NDArray[np.uint8]:
         """[groups, n]"""
-        raise NotImplementedError
 
+    @abstractmethod
     def _codes(self, read: Read) -> NDArray[np.uint8]:
         """[n, k]"""
-        raise NotImplementedError
 
     def _order(self, read: Read, problems: list[str]) -> NDArray[np.int64] | None:
         """Each input's group, where inputs of a group are not neighbours."""

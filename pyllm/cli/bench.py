@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,9 +15,8 @@ from .. import _C
 from ..engine.encoder_model import EncoderModel
 from ..engine.model import Model
 from ..errors import InvalidOptionError
+from ..quantization.receipt import median_seconds
 from . import options
-
-RUNS = 3  # timed calls a figure, after one that is not
 
 
 @click.command()
@@ -86,24 +84,14 @@ def _random_texts(model: Model, batch: int, prompt: int) -> list[list[int]]:
     return [generator.integers(min(100, vocabulary // 2), vocabulary, prompt).tolist() for _ in range(batch)]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    call()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def _generate(model: Any, texts: list[list[int]], new: int, beams: int) -> Callable[[], Any]:
     fixed = {"max_new_tokens": new, "min_new_tokens": new, "eos_token_id": [], "do_sample": False, "num_beams": beams}
     return lambda: model.generate(texts, **fixed)
 
 
 def _generation(model: Any, texts: list[list[int]], new: int, beams: int, read_gbs: float | None) -> dict[str, Any]:
-    first = _seconds(_generate(model, texts, 1, beams))
-    whole = _seconds(_generate(model, texts, new, beams))
+    first = median_seconds(_generate(model, texts, 1, beams))
+    whole = median_seconds(_generate(model, texts, new, beams))
     step = (whole - first) / (new - 1) if whole > first else whole / new  # too short to tell the first from others
     figures: dict[str, Any] = {
         "batch": len(texts),
@@ -118,7 +106,7 @@ def _generation(model: Any, texts: list[list[int]], new: int, beams: int, read_g
 
 
 def _encoding(model: EncoderModel, texts: list[list[int]]) -> dict[str, Any]:
-    seconds = _seconds(lambda: model.forward(texts, output="hidden"))
+    seconds = median_seconds(lambda: model.forward(texts, output="hidden"))
     return {
         "batch": len(texts),
         "texts_per_second": round(len(texts) / seconds, 1),

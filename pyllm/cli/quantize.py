@@ -10,6 +10,7 @@ import click
 import pyllm
 
 from .. import quantization
+from ..errors import InvalidOptionError
 from ..quantization.quantize import LIMITS
 
 TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -46,8 +47,8 @@ def quantize(
             pyllm.default_model() if model == "default" else model,
             output,
             to=to,
-            calibrate=None if calibrate is None else calibrate.read_text(),
-            text=None if text is None else text.read_text(),
+            calibrate=_read(calibrate),
+            text=_read(text),
             max_change=max_change,
             force=force,
             num_threads=threads,
@@ -57,3 +58,13 @@ def quantize(
         click.echo(str(error.receipt), err=True)
         raise
     click.echo(json.dumps(receipt.as_dict()) if as_json else str(receipt))
+
+
+def _read(path: Path | None) -> str | None:
+    """Raises InvalidOptionError for what is not UTF-8."""
+    try:
+        return None if path is None else path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidOptionError(
+            f"[quantize] a text must be UTF-8, {path} is not ({error.reason}); convert it"
+        ) from None

@@ -53,9 +53,15 @@ def key_of(content: str, recipe: str) -> str:
 
 
 def key_in(model: Path, recipe: str) -> str:
-    """key_of() the weight files of a model's folder."""
-    files = {file for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt") for file in model.glob(pattern)}
+    """key_of() the weight files of a model's folder, and of its config, from which tensors may be computed."""
+    patterns = ("config.json", "*.safetensors", "*.bin", "*.pth", "*.pt")
+    files = {file for pattern in patterns for file in model.glob(pattern)}
     return key_of(content_of(files), recipe)
+
+
+def user_cache() -> Path:
+    """Where pyllm keeps what it has worked out: ~/.cache/pyllm, or under $XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyllm"
 
 
 def folder() -> Path | None:
@@ -64,7 +70,7 @@ def folder() -> Path | None:
         return None
     if chosen := os.environ.get("PYLLM_PACKED_CACHE_DIR"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyllm" / "packed"
+    return user_cache() / "packed"
 
 
 def restore(executor: _C.Executor, key: str) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ..program.batch import Batch, KvCache
+from .packed_cache import user_cache
 
 REPEAT_ROWS = (8, 16, 24)  # candidates; the last is the most that the executor has room for (csrc/plan.h)
 OWN_ROWS = (64, 128, 256)
@@ -44,7 +45,7 @@ def path() -> Path:
     """Where the table is."""
     if chosen := os.environ.get("PYLLM_TUNING"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyllm" / "tuning.json"
+    return user_cache() / "tuning.json"
 
 
 def key(isa: str, num_threads: int) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .. import _C
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.codes import floats_of
 from ..engine.encoder_model import EncoderModel
 from ..engine.language_model import LanguageModel
 from ..engine.loading import load
@@ -89,7 +90,7 @@ def quantize(
             raise CheckpointError(f"[quantize] {model} is quantised already; start from the model it was made of")
         options: dict[str, Any] = {"num_threads": num_threads}
         with load(checkpoint.folder, **options) as reference:
-            ids = _ids(reference, sample_text().read_text() if text is None else text, "text")
+            ids = _ids(reference, sample_text().read_text("utf-8") if text is None else text, "text")
             calibration = _calibration(reference, calibrate)
             staging = _staging(target)
             try:
@@ -166,10 +167,8 @@ def _codes(
 
 def _weights(bound: BoundCheckpoint, name: str, planned: Planned) -> NDArray[np.float32]:
     """float32 [outputs, inputs]."""
-    array = bound.tensor(name)
-    if array.dtype == np.uint16:
-        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    weights = np.ascontiguousarray(array.T if planned.transposed else array, np.float32)
+    array = floats_of(bound.tensor(name))
+    weights = np.ascontiguousarray(array.T if planned.transposed else array)
     bound.release(name)
     return weights
 

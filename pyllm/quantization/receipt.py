@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,16 +64,17 @@ class Receipt:
 def speed_of(model: Any, ids: list[int]) -> tuple[float, str]:
     """Median of a few runs on a text, and its unit."""
     if isinstance(model, EncoderModel):
-        return 1 / _seconds(lambda: model.forward([ids], output="hidden")), "texts/s"
+        return 1 / median_seconds(lambda: model.forward([ids], output="hidden")), "texts/s"
     fixed = {"eos_token_id": [], "do_sample": False, "num_beams": 1}
-    first = _seconds(lambda: model.generate([ids], max_new_tokens=1, **fixed))
-    whole = _seconds(lambda: model.generate([ids], max_new_tokens=NEW_TOKENS + 1, **fixed))
+    first = median_seconds(lambda: model.generate([ids], max_new_tokens=1, **fixed))
+    whole = median_seconds(lambda: model.generate([ids], max_new_tokens=NEW_TOKENS + 1, **fixed))
     if whole <= first:  # disturbed: a rate with the prompt in it is lower, not absurd
         return (NEW_TOKENS + 1) / whole, "new tokens/s"
     return NEW_TOKENS / (whole - first), "new tokens/s"
 
 
-def _seconds(call: Any) -> float:
+def median_seconds(call: Callable[[], Any]) -> float:
+    """Of RUNS calls, after one that is not timed."""
     call()
     times = []
     for _ in range(RUNS):
