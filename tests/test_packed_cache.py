@@ -159,3 +159,12 @@ def test_the_name_follows_content_recipe_and_version(tmp_path: Path) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert packed_cache.content_of([file]) != before, "so does what is in it"
     assert packed_cache.key_of(before, "int8") != packed_cache.key_of(before, "int4")
+
+
+def test_the_name_follows_the_config_from_which_tensors_may_be_computed(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    before = packed_cache.key_in(tmp_path, "int8")
+    assert packed_cache.key_in(tmp_path, "int8") == before
+    (tmp_path / "config.json").write_text('{"scale": 2}')
+    assert packed_cache.key_in(tmp_path, "int8") != before
