@@ -54,13 +54,9 @@ Executor::Executor(Program program, int threads, const Kernels& kernels)
       formats_.push_back(m.shape.format);
   int counters = 0;
   for (const Routine& routine : program_.routines) {
-    const CrossUse use = routine.reads_cross()    ? CrossUse::reads
-                         : routine.stores_cross() ? CrossUse::stores
-                                                  : CrossUse::none;
-    const Limits limits = {routine.table_rows(program_), routine.max_positions, routine.segment_rows(program_),
-                           !routine.causal(), use};
+    const Limits limits = limits_of(program_, routine);
     routines_.push_back({make_plan(program_, routine, threads_, prepares), limits, routine.heads() / routine.kv.heads,
-                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0,
+                         limits.cross == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0,
                          RotaryTables(routine)});
     const Plan& plan = routines_.back().plan;
     width_ = std::max(width_, plan.width);
@@ -243,15 +239,6 @@ void Executor::reserve(int64_t rows, int64_t keys) {
   keys_ = keys;
 }
 
-// The caches must be this program's; the batch is checked by Step.
-void Executor::check_caches(const Routine& r, const KvCache& cache, const KvCache* cross) const {
-  if (!(cache.shape() == r.kv))
-    throw Error(ErrorKind::array,
-                text("[run] the cache belongs to another model or program; use this model's new_cache() for ", r.name));
-  if (cross && (r.stores_cross() || r.reads_cross()) && !(cross->shape() == program_.cross))
-    throw Error(ErrorKind::array, "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
-}
-
 void Executor::check_summary(const Routine& r) const {
   const Linear* last = std::get_if<Linear>(&r.ops.back());  // it writes the output
   if (last == nullptr || program_.matrices[size_t(last->weight)].shape.gated)
@@ -310,7 +297,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
   if (missing_ != 0)
     throw Error(ErrorKind::array,
                 text("[run] ", missing_, " weights are not loaded; load every matrix and vector first"));
-  check_caches(r, cache, cross);
+  check_caches(program_, r, cache, cross);
   if (summary) check_summary(r);
   step_.load(batch, cache, cross, limits);
   reserve(batch.rows, step_.longest());

@@ -88,7 +88,6 @@ class Executor {
   size_t linear_work(int matrix, int64_t rows) const;
   Sharing sharing_for(int64_t rows, bool captures) const;
   void check_summary(const Routine& routine) const;
-  void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
   CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
 
   const Program program_;
