@@ -13,8 +13,8 @@
 namespace pyllm {
 namespace cuda {
 
-// A stream, and whose turn it is to enqueue on it: a capture must not see another thread's work. Device index and stream
-// stay what they are.
+// A stream, and whose turn it is to enqueue on it: a capture must not see another thread's work. Device index and
+// stream stay what they are.
 struct Lane {
   int device = 0;
   Stream stream = nullptr;
@@ -27,7 +27,8 @@ using Allocate = std::function<uint8_t*(size_t bytes)>;
 
 class DeviceBlocks : public BlockMemory {
  public:
-  DeviceBlocks(std::shared_ptr<Lane> lane, Allocate allocate) : lane_(std::move(lane)), allocate_(std::move(allocate)) {}
+  DeviceBlocks(std::shared_ptr<Lane> lane, Allocate allocate)
+      : lane_(std::move(lane)), allocate_(std::move(allocate)) {}
   uint8_t* allocate(size_t bytes) override { return allocate_(bytes); }
   bool fresh_is_zero() const override { return false; }
   void zero(uint8_t* at, size_t bytes) override {

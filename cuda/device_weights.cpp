@@ -94,31 +94,32 @@ const Matrix* DeviceWeights::add_matrices(const std::vector<int>& ids, Writer& t
 }
 
 void DeviceWeights::add(const Op& op, OpTables& tables, Writer& to) const {
-  std::visit(Overloaded{[&](const HeadLinear& o) { tables.matrices = add_matrices(o.weights, to); },
-                        [&](const Experts& o) {
-                          tables.matrices = add_matrices(o.gate_up, to);
-                          tables.down = add_matrices(o.down, to);
-                        },
-                        [&](const HeadNorm& o) {
-                          std::vector<HeadSlice> slices;
-                          for (const NormSlice& s : o.slices) {
-                            // One vector for all groups, or one as long as all of them.
-                            const bool own = program_.vectors[size_t(s.weight)] != s.width;
-                            slices.push_back({s.begin, s.width, s.count, vector(s.weight), vector(s.bias), own ? s.width : 0});
-                          }
-                          tables.slices = to.add(slices);
-                        },
-                        [&](const Rotary& o) { tables.inv_freq = to.add(o.inv_freq); },
-                        [&](const Attention& o) {
-                          const auto indices = [](const std::vector<int>& v) {
-                            return std::vector<int32_t>(v.begin(), v.end());
-                          };
-                          tables.slopes = to.add(o.bias.slopes);
-                          tables.c2p_index = to.add(indices(o.bias.c2p_index));
-                          tables.p2c_index = to.add(indices(o.bias.p2c_index));
-                        },
-                        [](const auto&) {}},
-             op);
+  std::visit(
+      Overloaded{[&](const HeadLinear& o) { tables.matrices = add_matrices(o.weights, to); },
+                 [&](const Experts& o) {
+                   tables.matrices = add_matrices(o.gate_up, to);
+                   tables.down = add_matrices(o.down, to);
+                 },
+                 [&](const HeadNorm& o) {
+                   std::vector<HeadSlice> slices;
+                   for (const NormSlice& s : o.slices) {
+                     // One vector for all groups, or one as long as all of them.
+                     const bool own = program_.vectors[size_t(s.weight)] != s.width;
+                     slices.push_back({s.begin, s.width, s.count, vector(s.weight), vector(s.bias), own ? s.width : 0});
+                   }
+                   tables.slices = to.add(slices);
+                 },
+                 [&](const Rotary& o) { tables.inv_freq = to.add(o.inv_freq); },
+                 [&](const Attention& o) {
+                   const auto indices = [](const std::vector<int>& v) {
+                     return std::vector<int32_t>(v.begin(), v.end());
+                   };
+                   tables.slopes = to.add(o.bias.slopes);
+                   tables.c2p_index = to.add(indices(o.bias.c2p_index));
+                   tables.p2c_index = to.add(indices(o.bias.p2c_index));
+                 },
+                 [](const auto&) {}},
+      op);
 }
 
 std::vector<uint8_t> DeviceWeights::tables(uintptr_t address) {

@@ -23,8 +23,8 @@ class DeviceWeights {
  public:
   explicit DeviceWeights(const Program& program);
 
-  // Addresses of a packed matrix as launch.h lays it out, ld elements between rows; scales, zeros and bias 0: none. Throws
-  // Error(array) for a wrong id, layout or set of addresses.
+  // Addresses of a packed matrix as launch.h lays it out, ld elements between rows; scales, zeros and bias 0: none.
+  // Throws Error(array) for a wrong id, layout or set of addresses.
   void set_matrix(int id, uintptr_t codes, uintptr_t scales, uintptr_t zeros, uintptr_t bias, int64_t ld);
   void set_vector(int id, uintptr_t address);
   int missing() const { return missing_; }  // matrices and vectors without an address

@@ -171,18 +171,17 @@ LinearArgs Launches::shared_args(const Experts& o, const Mixture& m, bool down) 
 }
 
 size_t Launches::needs(const Op& op, size_t index) const {
-  return std::visit(Overloaded{[&](const Linear& o) -> size_t {
-                                 if (count(o.x) == 0) return 0;
-                                 const int norm = takes_on(index) ? plan_.norm[index] : -1;
-                                 return linear_workspace(linear_args(o, norm));
-                               },
-                               [&](const Experts& o) { return count(o.x) == 0 ? 0 : mixture(o).bytes; },
-                               [&](const Attention& o) { return attend_workspace(attend_args(o, index), f_.step); },
-                               [&](const CrossAttention& o) {
-                                 return attend_workspace(attend_args(o, index), f_.step);
-                               },
-                               [](const auto&) { return size_t(0); }},
-                    op);
+  return std::visit(
+      Overloaded{[&](const Linear& o) -> size_t {
+                   if (count(o.x) == 0) return 0;
+                   const int norm = takes_on(index) ? plan_.norm[index] : -1;
+                   return linear_workspace(linear_args(o, norm));
+                 },
+                 [&](const Experts& o) { return count(o.x) == 0 ? 0 : mixture(o).bytes; },
+                 [&](const Attention& o) { return attend_workspace(attend_args(o, index), f_.step); },
+                 [&](const CrossAttention& o) { return attend_workspace(attend_args(o, index), f_.step); },
+                 [](const auto&) { return size_t(0); }},
+      op);
 }
 
 size_t Launches::workspace() {

@@ -6,7 +6,7 @@
 
 #include "device_weights.h"
 #include "launch.h"
-#include "plan.h"
+#include "device_plan.h"
 #include "program.h"
 
 namespace pyllm {
@@ -50,7 +50,7 @@ class Launches {
   // Scratch of a mixture of experts.
   struct Mixture {
     RouteArgs route;
-    View hidden, y;  // rows of all experts one after the other: [rows * (top_k + shared), ...]
+    View hidden, y;                // rows of all experts one after the other: [rows * (top_k + shared), ...]
     size_t linear = 0, bytes = 0;  // where the scratch of the shared expert's matmuls begins, and all of it
   };
   Mixture mixture(const Experts& o) const;

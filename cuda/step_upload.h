@@ -66,9 +66,9 @@ class StepUpload {
   };
   std::array<Stage, 2> stages_;
   size_t next_ = 0;
-  uint8_t* sent_to_ = nullptr;     // where the last step lies
-  StepSizes sent_;                 // and what it was
-  std::vector<uint8_t> tables_;    // its tables
+  uint8_t* sent_to_ = nullptr;   // where the last step lies
+  StepSizes sent_;               // and what it was
+  std::vector<uint8_t> tables_;  // its tables
 };
 
 }  // namespace cuda

@@ -29,7 +29,26 @@ class Tensors(Protocol):
         """The tensor's memory will not be read again."""
 
 
-def load_weights(executor: _C.Executor, lowered: Lowering, tensors: Tensors, progress: bool) -> None:
+class Packer(Protocol):
+    """What packs and keeps weights, by their ids in the core's program: _C.Executor, or what a device has for it."""
+
+    def pack(self, matrix: int, parts: list[NDArray[Any]], bias: list[NDArray[np.float32]]) -> None:
+        """A matrix from floats: parts joined along its outputs, a bias for each of them, or none."""
+
+    def pack_codes(
+        self,
+        matrix: int,
+        parts: list[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.uint8] | None]],
+        bias: list[NDArray[np.float32]],
+        group_size: int = 0,
+    ) -> None:
+        """A matrix from integers: (codes, scales, zero points or None) of each part; inputs that share a scale."""
+
+    def set_vector(self, id: int, values: NDArray[np.float32]) -> None:
+        """A vector."""
+
+
+def load_weights(executor: Packer, lowered: Lowering, tensors: Tensors, progress: bool) -> None:
     """Packs everything, one matrix at a time, so that at most one tensor is in memory beside the packed weights."""
     uses: dict[str, int] = {}
     for matrix in lowered.matrices:

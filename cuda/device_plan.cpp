@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "device_plan.h"
 
 #include <algorithm>
 #include <climits>
