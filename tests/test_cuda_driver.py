@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, device, emulator
+from cuda_arrays import Device, device, emulator  # noqa: F401
 
 import pyllm
 from pyllm.devices import cuda_driver
 from pyllm.errors import DeviceError
-
-__all__ = ["device"]
 
 GPU = SimpleNamespace(unavailable=lambda: "", device_count=lambda: 2)
 

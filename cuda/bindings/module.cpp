@@ -100,6 +100,9 @@ void bind_devices(py::module_& m) {
 }
 
 }  // namespace
+
+void bind_rows(py::module_& m);
+
 }  // namespace cuda
 }  // namespace pyllm
 
@@ -112,4 +115,5 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
   py::register_local_exception_translator(&translate);
   bind_devices(m);
+  bind_rows(m);
 }
