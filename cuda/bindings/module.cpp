@@ -102,6 +102,9 @@ void bind_devices(py::module_& m) {
 }
 
 }  // namespace
+
+void bind_rows(py::module_& m);
+
 }  // namespace cuda
 }  // namespace pyllm
 
@@ -115,4 +118,5 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   py::register_local_exception_translator(&translate);
   bind_devices(m);
   bind_tiles(m);
+  bind_rows(m);
 }
