@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .. import _C
 from ..checkpoint.codes import Codes
 from ..program.tensors import Matrix, Source
 from .formats import GROUPS, Chosen
@@ -30,10 +29,10 @@ class Tensors(Protocol):
 
 
 class Packer(Protocol):
-    """What packs and keeps weights, by their ids in the core's program: _C.Executor, or what a device has for it."""
+    """What packs and keeps weights: _C.Executor, or cuda_packing.DeviceWeights. matrix and id are the core's."""
 
     def pack(self, matrix: int, parts: list[NDArray[Any]], bias: list[NDArray[np.float32]]) -> None:
-        """A matrix from floats: parts joined along its outputs, a bias for each of them, or none."""
+        """A matrix from floats [n, k], one array a source, and their biases."""
 
     def pack_codes(
         self,
@@ -42,7 +41,7 @@ class Packer(Protocol):
         bias: list[NDArray[np.float32]],
         group_size: int = 0,
     ) -> None:
-        """A matrix from integers: (codes, scales, zero points or None) of each part; inputs that share a scale."""
+        """A matrix from (codes, scales, zero points), one triple a source; group_size inputs share a scale, 0: all."""
 
     def set_vector(self, id: int, values: NDArray[np.float32]) -> None:
         """A vector."""
