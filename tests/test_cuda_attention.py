@@ -13,7 +13,7 @@ from pyllm.program import reference
 
 BLOCK, LAYERS, LAYER = 32, 2, 1
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3}
-TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
+TYPES = ("float32", "bfloat16", "float16")
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:
@@ -139,8 +139,8 @@ def bias_fields(case: Case, dev: Device, rows: int, keep: list[Any]) -> tuple[di
     c2p, p2c = (rng.standard_normal((rows, heads, span)).astype(np.float32) for _ in range(2))
     by_query, by_key = (rng.integers(0, span, 61).astype(np.int32) for _ in range(2))
     fields = {
-        "c2p": (up(c2p), heads * span, 0),
-        "p2c": (up(p2c), heads * span, 0),
+        "c2p": (up(c2p), heads * span, "float32"),
+        "p2c": (up(p2c), heads * span, "float32"),
         "c2p_index": up(by_query),
         "p2c_index": up(by_key),
         "indices": 61,
@@ -223,15 +223,15 @@ def run(dev: Device, case: Case, only: int | None = None) -> Result:
     names = {"blocks": "cross_blocks", "table_width": "cross_width", "context": "cross_context"}
     step |= {names.get(n, n + "_cross"): value for n, value in own.items()} if case.cross else own
     args = {
-        "q": (up(buffer), ld, 0),
-        "out": (dev.pointer(out), ld, TYPES[case.out]),
+        "q": (up(buffer), ld, "float32"),
+        "out": (dev.pointer(out), ld, case.out),
         "num_heads": heads,
         "scale": scale,
         "softcap": case.softcap,
         "causal": case.causal,
         "cross": case.cross,
         "window": case.window,
-        "type": TYPES[case.type],
+        "type": case.type,
         "kv": cache.fields(),
     }
     bias_of: Any = None
@@ -357,9 +357,9 @@ def test_append(device: Device, kv: str, interleaved: bool, head_dim: int, rotar
     table = np.array([[cache.address(4), cache.address(1)], [cache.address(2), 0]], np.uint64)
     arrays = [device.to_device(x) for x in (qkv, rope, positions, sequence, table)]
     at = [device.pointer(x) for x in arrays]
-    args = {"qkv": (at[0], ld, 0), "num_heads": heads, "interleaved": interleaved, "kv": cache.fields()}
+    args = {"qkv": (at[0], ld, "float32"), "num_heads": heads, "interleaved": interleaved, "kv": cache.fields()}
     if rotary_dim:
-        args |= {"rope": (at[1], 64, 0), "rotary_dim": rotary_dim}
+        args |= {"rope": (at[1], 64, "float32"), "rotary_dim": rotary_dim}
     step = {"positions": at[2], "sequence": at[3], "blocks": at[4], "table_width": 2, "rows": 5, "sequences": 2}
     device.module.append(args, step)
 
@@ -397,7 +397,7 @@ def test_int8_keeps_what_is_no_number(device: Device, bad: float) -> None:  # no
     arrays = [device.to_device(x) for x in (qkv, np.zeros(1, np.int32), np.array([[cache.address(0)]], np.uint64))]
     at = [device.pointer(x) for x in arrays]
     step = {"positions": at[1], "sequence": at[1], "blocks": at[2], "table_width": 1, "rows": 1, "sequences": 1}
-    device.module.append({"qkv": (at[0], 64, 0), "num_heads": 1, "kv": cache.fields()}, step)
+    device.module.append({"qkv": (at[0], 64, "float32"), "num_heads": 1, "kv": cache.fields()}, step)
     memory = device.to_host(cache.memory)[0, cache.offset(0) :]
     assert np.isnan(memory[BLOCK * 32 :][:4].view(np.float32)[0])
     assert not memory[cache.half : cache.half + 32].any()
@@ -414,7 +414,7 @@ def test_store_cross(device: Device) -> None:  # noqa: F811
     arrays = [device.to_device(x) for x in (kv, positions, sequence, table)]
     at = [device.pointer(x) for x in arrays]
     step = {"positions": at[1], "sequence": at[2], "cross_blocks": at[3], "cross_width": 2, "rows": 3, "sequences": 1}
-    device.module.store_cross({"kv": (at[0], 128, 0), "cache": cache.fields()}, step)
+    device.module.store_cross({"kv": (at[0], 128, "float32"), "cache": cache.fields()}, step)
     memory = device.to_host(cache.memory).view(np.float16)
     halves = kv[:, :80].reshape(3, 2, 2, 20).astype(np.float16)
     for row, (block, slot) in enumerate([(2, 31), (0, 0)]):

@@ -1,16 +1,12 @@
 // append(), store_cross(), attend() for tests: arguments are dicts named as the fields of cuda/launch.h; every address
 // is an integer (device memory of the caller's). What a dict does not name keeps its default; a name that is no field
 // is an error.
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <set>
-#include <string>
+#include <tuple>
 
-#include "errors.h"
-#include "launch.h"
-
-namespace py = pybind11;
+#include "common.h"
 
 namespace pyllm {
 namespace cuda {
@@ -33,7 +29,7 @@ class Fields {
   template <class T>
   void address(const char* name, T*& to) {
     known_.insert(name);
-    if (values_.contains(name)) to = reinterpret_cast<T*>(values_[name].cast<uintptr_t>());
+    if (values_.contains(name)) to = at<T>(values_[name].cast<uintptr_t>());
   }
   template <class E>
   void choice(const char* name, E& to) {
@@ -41,12 +37,12 @@ class Fields {
     read(name, value);
     to = E(value);
   }
-  // (address, ld, type)
+  // (address, ld, name of the type)
   void view(const char* name, View& to) {
     known_.insert(name);
     if (!values_.contains(name)) return;
-    const auto [data, ld, type] = values_[name].cast<std::tuple<uintptr_t, int64_t, int>>();
-    to = {reinterpret_cast<void*>(data), ld, Type(type)};
+    const auto [data, ld, type] = values_[name].cast<std::tuple<uintptr_t, int64_t, std::string>>();
+    to = view_at(data, ld, type);
   }
   py::dict dict(const char* name) {
     known_.insert(name);
@@ -118,7 +114,9 @@ AttendArgs attend_of(const py::dict& values) {
   f.read("causal", a.causal);
   f.read("cross", a.cross);
   f.read("window", a.window);
-  f.choice("type", a.type);
+  std::string type = "float32";
+  f.read("type", type);
+  a.type = type_of(type);
   f.address("workspace", a.workspace);
   f.address("weights", a.weights);
   a.bias = bias_of(f.dict("bias"));
@@ -137,7 +135,7 @@ void bound_append(const py::dict& values, const py::dict& step, uintptr_t stream
   f.read("interleaved", a.interleaved);
   a.kv = kv_of(f.dict("kv"));
   f.done();
-  append(a, step_of(step), reinterpret_cast<Stream>(stream));
+  append(a, step_of(step), stream_at(stream));
 }
 
 void bound_store_cross(const py::dict& values, const py::dict& step, uintptr_t stream) {
@@ -146,7 +144,7 @@ void bound_store_cross(const py::dict& values, const py::dict& step, uintptr_t s
   f.view("kv", kv);
   const KvView cache = kv_of(f.dict("cache"));
   f.done();
-  store_cross(kv, cache, step_of(step), reinterpret_cast<Stream>(stream));
+  store_cross(kv, cache, step_of(step), stream_at(stream));
 }
 
 }  // namespace
@@ -159,7 +157,7 @@ void bind_attention(py::module_& m) {
   m.def(
       "attend",
       [](const py::dict& args, const py::dict& step, uintptr_t stream) {
-        attend(attend_of(args), step_of(step), reinterpret_cast<Stream>(stream));
+        attend(attend_of(args), step_of(step), stream_at(stream));
       },
       py::arg("args"), py::arg("step"), py::arg("stream") = 0);
 }
