@@ -1,8 +1,8 @@
-"""Memory of one GPU as arrays of CuPy (NumPy, emulated): made on one stream, with typed errors when there is none left."""
+"""Memory of one GPU as arrays of CuPy (NumPy, emulated): made on one stream; typed errors when there is none left."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -82,12 +82,9 @@ class DeviceMemory:
                 self._xp.get_default_memory_pool().free_all_blocks()
 
     def _here(self) -> AbstractContextManager[Any]:
-        device: AbstractContextManager[Any] = self._xp.cuda.Device(self._index) if self._stream_needed else nullcontext()
-        return device
-
-    @property
-    def _stream_needed(self) -> bool:
-        return not self._module.emulated
+        """What is done within is done on this GPU."""
+        here: AbstractContextManager[Any] = self._xp.cuda.Device(self._index)
+        return here
 
 
 class Kept:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..decode.policy import Advance, Policy, Verified
 from ..errors import InvalidOptionError
-from ..program.batch import Batch, Capture, KvCache, Runner
+from ..program.batch import Batch, Capture, KvCache, Runner, on_host
 from .batching import BatchBuilder
 from .groups import Choosing, Group, can_summarise
 from .sequences import SequenceTable
@@ -104,7 +104,7 @@ class Engine:
     def _run(self, batch: Batch) -> NDArray[np.float32]:
         if self.cross is not None:
             return self._run_with_sources(batch)
-        return self._runner.run(batch, self.cache, **self._wanted_summary())
+        return on_host(self._runner.run(batch, self.cache, **self._wanted_summary()))
 
     def _wanted_summary(self) -> dict[str, Any]:
         """An argument of run() that the plainest stand-ins lack."""
@@ -233,9 +233,9 @@ class Engine:
                 self._builder.add(slot, piece, logits_from=0, source=source)
                 batch = self._builder.build()
                 if self.cross is None and capture is None:
-                    yield self._runner.run(batch, self.cache)
+                    yield on_host(self._runner.run(batch, self.cache))
                 else:
-                    yield self._runner.run(batch, self.cache, cross=self.cross, capture=capture)
+                    yield on_host(self._runner.run(batch, self.cache, cross=self.cross, capture=capture))
         finally:
             self._sequences.close(slot)
 
@@ -263,10 +263,10 @@ class Engine:
         watching = self._attention is not None and any(group.policy.needs_attention for group in self._running)
         wanted = self._wanted_summary()
         if not watching:
-            return self._runner.run(batch, self.cache, cross=self.cross, **wanted)
+            return on_host(self._runner.run(batch, self.cache, cross=self.cross, **wanted))
         name = str(self._attention)
         capture = Capture(attentions=(name,))
-        logits = self._runner.run(batch, self.cache, cross=self.cross, capture=capture, **wanted)
+        logits = on_host(self._runner.run(batch, self.cache, cross=self.cross, capture=capture, **wanted))
         sequences = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # of each row of logits
         at = 0
         for group in self._running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +117,14 @@ class Runner(Protocol):
         program: str = "step",
         cross: KvCache | None = None,
         capture: Capture | None = None,
-        summary: Summary | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Any:
         """One step of one program ("step" or "encode"); its output float32 [R, n]. The next run with the same cache may
-        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. `summary`: its blocks are set;
-        only for programs whose output a linear gives, as logits are."""
+        reuse the array: copy to keep. A device's own array is read through `on_host`. `cross`: the cross cache of
+        batch.cross_table. Runners that can also take `summary: Summary | None`, whose blocks they set: only for
+        programs whose output a linear gives, as logits are."""
+
+
+def on_host(array: Any) -> NDArray[np.float32]:
+    """A step's output where NumPy can read it: itself, or a copy of a device's array once it is computed. NumPy would
+    refuse those, so whoever reads numbers asks here."""
+    return array if isinstance(array, np.ndarray) else array.get()
