@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import gc
 import json
 import multiprocessing
 import pickle
 import shutil
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -351,6 +355,53 @@ def test_a_closed_model_says_so() -> None:
 def test_a_stream_says_at_once_that_there_is_no_tokenizer(toy: pyllm.LanguageModel) -> None:
     with pytest.raises(TokenizerError):
         toy.stream([5, 6])
+
+
+@pytest.mark.parametrize("damaged", ["{", None], ids=["damaged", "absent"])
+def test_ids_need_no_tokenizer_until_text_is_asked_for(
+    model: pyllm.LanguageModel, tmp_path: Path, damaged: str | None
+) -> None:
+    ids = model.tokenizer.encode("The prince")
+    expected = model.generate(ids, **GREEDY)
+    folder = shutil.copytree(pyllm.default_model(), tmp_path / "model")
+    whole = (folder / "tokenizer.json").read_bytes()
+    if damaged is None:
+        (folder / "tokenizer.json").unlink()
+    else:
+        (folder / "tokenizer.json").write_text(damaged)
+    with pyllm.load(folder) as loaded:
+        first, second = (loaded.generate(ids, **GREEDY) for _ in range(2))
+        assert first == expected
+        assert first.token_ids == expected.token_ids
+        for result in (first, pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
+            with pytest.raises(TokenizerError, match="tokenizer"):
+                _ = result.text
+            assert "GeneratedSequence(token_ids=" in repr(result)
+        with pytest.raises(TokenizerError):
+            loaded.generate(ids, stop_strings=["x"], **GREEDY)
+        (folder / "tokenizer.json").write_bytes(whole)
+        assert second.text == expected.text  # nobody had asked it before
+
+
+def test_copies_of_a_result_have_its_text(model: pyllm.LanguageModel) -> None:
+    result = model.generate("The prince", **GREEDY).sequences[0]
+    text = model.generate("The prince", **GREEDY).text
+    assert dataclasses.asdict(result)["_text"] == text
+    for again in (pickle.loads(pickle.dumps(result)), copy.copy(result), copy.deepcopy(result)):
+        assert again == result
+        assert again.text == text
+    assert dataclasses.replace(result, score=1.0).text == text
+    assert repr(result).startswith(f"GeneratedSequence({text!r}, token_ids=")
+
+
+def test_a_result_keeps_no_weights() -> None:
+    loaded = pyllm.load(pyllm.default_model())
+    expected = loaded.generate([5, 6], **GREEDY).text
+    result, weights = loaded.generate([5, 6], **GREEDY), weakref.ref(loaded.runner)
+    del loaded
+    gc.collect()
+    assert weights() is None
+    assert result.text == expected
 
 
 def test_a_model_cannot_be_pickled_and_says_what_to_do(toy: pyllm.LanguageModel) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ..decode.options import GenerationOptions
 from ..decode.policy import Policy, make_policy
-from ..errors import InvalidOptionError, PromptError, TokenizerError
-from ..tokenization import Detokenizer
+from ..errors import InvalidOptionError, PromptError
+from ..tokenization import Detokenizer, Tokenizer
 from .captures import Collected, Wanted, attention_names
 from .engine import ROWS_PER_STEP, Engine
 from .model import Model
 from .prompts import bounded
-from .results import GeneratedSequence, Generation, SpeculationCounts
+from .results import GeneratedSequence, Generation, LazyText, SpeculationCounts
 from .sources import Source, encode_batches, release
 from .speculation import Assistant
 from .streams import feed, new_tokens
@@ -138,8 +139,8 @@ class GeneratingModel(Model):
         return self._generation(policy)
 
     def _generation(self, policy: Policy) -> Generation:
-        results = policy.results()
-        sequences = [GeneratedSequence.of(h, self._text(policy.prompt_ids, h.token_ids)) for h in results]
+        prompt_ids = tuple(policy.prompt_ids)
+        sequences = [GeneratedSequence.of(h, self._text(prompt_ids, tuple(h.token_ids))) for h in policy.results()]
         counts = SpeculationCounts(policy.checked, policy.proposed, policy.accepted)
         return Generation(
             sequences,
@@ -148,20 +149,30 @@ class GeneratingModel(Model):
             counts if policy.options.speculates else None,
         )
 
-    def _text(self, prompt_ids: list[int], token_ids: list[int]) -> str | TokenizerError:
-        """What a stream of these tokens joins to: text that follows the prompt, its first space included."""
-        try:
-            detokenizer = self._detokenizer(prompt_ids)
-        except TokenizerError as error:
-            return error
-        return "".join([*map(detokenizer.push, token_ids), detokenizer.finish()])
+    def _text(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> LazyText:
+        """What a stream of these tokens joins to: text that follows the prompt, its first space included.
 
-    def _detokenizer(self, prompt_ids: list[int]) -> Detokenizer:
+        It knows how to get the tokenizer, but not the model: results that are kept keep no weights.
+        """
+        return LazyText(functools.partial(_joined, self._read_tokenizer, self._following, prompt_ids, token_ids))
+
+    @staticmethod
+    def _following(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> Detokenizer:
         """For tokens that follow the prompt."""
-        return self.tokenizer.detokenizer(prompt_ids)
+        return tokenizer.detokenizer(prompt_ids)
 
     def _decode_all(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _joined(
+    read_tokenizer: Callable[[], Tokenizer],
+    following: Callable[[Tokenizer, Sequence[int]], Detokenizer],
+    prompt_ids: Sequence[int],
+    token_ids: Sequence[int],
+) -> str:
+    detokenizer = following(read_tokenizer(), prompt_ids)
+    return "".join([*map(detokenizer.push, token_ids), detokenizer.finish()])
 
 
 def _at_once(options: GenerationOptions) -> int:

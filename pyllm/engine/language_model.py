@@ -103,7 +103,7 @@ class LanguageModel(GeneratingModel):
         """`stream` for callers that have token ids and checked options."""
         check_streamable(options)
         self._open_runner()
-        return TextStream(self._pieces(self._policies([ids], options)[0], self._detokenizer(ids)))
+        return TextStream(self._pieces(self._policies([ids], options)[0], self._following(self.tokenizer, ids)))
 
     def close(self) -> None:
         for assistant in self._assistants.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,8 +55,7 @@ class Model:
         self.kv_cache = kv_cache or dtype
         self.device = device
         self._runner: Runner | None = runner
-        self._load_tokenizer = tokenizer
-        self._tokenizer: Tokenizer | None = None
+        self._read_tokenizer = functools.cache(tokenizer)
         self._idle: dict[str, list[KvCache]] = {}
 
     @property
@@ -66,9 +66,7 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, read at first use. Raises TokenizerError."""
-        if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer()
-        return self._tokenizer
+        return self._read_tokenizer()
 
     @property
     def max_positions(self) -> int:

@@ -1,14 +1,45 @@
-"""What a generation returns. Data only."""
+"""What a generation returns: data, and text that is decoded when it is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..decode.policy import Hypothesis
-from ..errors import TokenizerError
+from ..errors import PyllmError
+
+
+class LazyText:
+    """Text that `decode` makes when it is first asked for: the tokenizer is read for those who want text only.
+
+    Copies made by pickle and deepcopy are what was found, a str or the PyllmError that was raised: they need no file.
+    """
+
+    def __init__(self, decode: Callable[[], str]) -> None:
+        self._decode: Callable[[], str] | None = decode
+        self._found: str | PyllmError = ""
+
+    def found(self) -> str | PyllmError:
+        """The text, or why there is none. Two threads may both decode; they find the same."""
+        decode = self._decode
+        if decode is not None:
+            try:
+                self._found = decode()
+            except PyllmError as error:
+                self._found = error
+            self._decode = None  # last: another thread that sees it reads what was found; and the tokenizer is let go
+        return self._found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.found(),)
+
+
+def _same(found: str | PyllmError) -> str | PyllmError:
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,22 +79,28 @@ class GeneratedSequence:
     hidden_states: list[NDArray[np.float32]] | None = field(default=None, compare=False)
     attentions: list[NDArray[np.float32]] | None = field(default=None, compare=False)
     cross_attentions: list[NDArray[np.float32]] | None = field(default=None, compare=False)
-    _text: str | TokenizerError = field(default="", compare=False, kw_only=True)
+    _text: str | PyllmError | LazyText = field(default="", compare=False, kw_only=True)
 
     @property
     def text(self) -> str:
-        """The new tokens as text, special tokens left out. Raises TokenizerError for a model without a tokenizer."""
-        if isinstance(self._text, TokenizerError):
-            raise self._text
-        return self._text
+        """The new tokens as text, special tokens left out; decoded when it is first asked for. Raises TokenizerError
+        for a model without a usable tokenizer."""
+        found = self._found()
+        if isinstance(found, PyllmError):
+            raise found
+        return found
+
+    def _found(self) -> str | PyllmError:
+        return self._text.found() if isinstance(self._text, LazyText) else self._text
 
     def __repr__(self) -> str:
-        text = f"{self._text!r}, " if isinstance(self._text, str) else ""
+        found = self._found()
+        text = f"{found!r}, " if isinstance(found, str) else ""
         score = "" if self.score is None else f", score={self.score:.4f}"
         return f"GeneratedSequence({text}token_ids={self.token_ids}{score}, finish_reason={self.finish_reason!r})"
 
     @classmethod
-    def of(cls, hypothesis: Hypothesis, text: str | TokenizerError) -> GeneratedSequence:
+    def of(cls, hypothesis: Hypothesis, text: LazyText) -> GeneratedSequence:
         """The public form of a search's result."""
         return cls(
             token_ids=hypothesis.token_ids,

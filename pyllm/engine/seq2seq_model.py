@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..decode.options import GenerationOptions
 from ..errors import InvalidConfigError, InvalidOptionError, UnsupportedModelError
-from ..tokenization import Detokenizer
+from ..tokenization import Detokenizer, Tokenizer
 from .captures import Collected, Floats, Layers, Wanted, attention_names, hidden_names, split_wanted
 from .engine import Engine
 from .generating import GeneratingModel, check_streamable
@@ -58,7 +58,7 @@ class Seq2SeqModel(GeneratingModel):
         self._check_source("stream", ids)
         starts = self.starts(prefix, 1, chosen, languages)
         policy = self._policies(starts, chosen, [ids])[0]
-        return TextStream(self._pieces(policy, self._detokenizer(starts[0])))
+        return TextStream(self._pieces(policy, self._following(self.tokenizer, starts[0])))
 
     def logits(self, decoder_ids: Sequence[int], *, source: Prompt) -> NDArray[np.float32]:
         """One forward pass: float32 [T, V] for decoder_ids (the decoder's input, its start token first) and a source;
@@ -208,11 +208,10 @@ class Seq2SeqModel(GeneratingModel):
             "or pass decoder_start_token_id="
         )
 
-    def _detokenizer(self, prompt_ids: list[int]) -> Detokenizer:
+    @staticmethod
+    def _following(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> Detokenizer:
         """The whole target is the text: its prefix comes out with the first new token."""
-        return (
-            _Target(self.tokenizer.detokenizer(), prompt_ids) if len(prompt_ids) > 1 else self.tokenizer.detokenizer()
-        )
+        return _Target(tokenizer.detokenizer(), prompt_ids) if len(prompt_ids) > 1 else tokenizer.detokenizer()
 
     def _check_writes(self, where: str) -> None:
         if self.network.head is not None:

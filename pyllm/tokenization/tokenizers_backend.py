@@ -86,7 +86,7 @@ class TokenizersBackend:
 def read_tokenizer_json(path: Path, settings: Settings) -> TokenizersBackend:
     """Raises TokenizerError."""
     try:
-        core = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+        core = tokenizers.Tokenizer.from_str(path.read_bytes().decode("utf-8"))  # no line ends to translate
     except UnicodeDecodeError as error:
         raise TokenizerError(
             f"[{path.name}] must be UTF-8, {path} is not at byte {error.start}, save it again"

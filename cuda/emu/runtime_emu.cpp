@@ -1,0 +1,78 @@
+// The host calls of CUDA (runtime.h) where the device is this processor.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "errors.h"
+#include "fibers.h"
+#include "machine.h"
+#include "runtime.h"
+
+namespace pyllm {
+namespace cuda {
+
+int device_count() { return 1; }
+std::string unavailable() { return ""; }
+
+DeviceInfo device_info(int device) {
+  if (device != 0)
+    throw Error(ErrorKind::device, text("[emulator] the device must be 0, got ", device, "; use device='cuda:0'"));
+  DeviceInfo info;
+  info.name = "emulated on the CPU";
+  info.multiprocessors = multiprocessors();
+  info.shared_memory = shared_memory_limit();
+  info.free_memory = info.total_memory = free_memory();
+  return info;
+}
+
+DeviceGuard::DeviceGuard(int device) {
+  if (device != 0) device_info(device);
+}
+DeviceGuard::~DeviceGuard() = default;
+
+size_t free_memory() { return size_t(available_memory()); }
+int multiprocessors() { return 2; }  // few, so that small tests reach the code of many waves of blocks
+size_t shared_memory_limit() { return emu::kSharedBytes; }
+bool has_compute(int major, int) { return major <= 8; }
+
+void copy_to_device(void* device, const void* host, size_t bytes, Stream) {
+  if (bytes) std::memmove(device, host, bytes);
+}
+void copy_to_host(void* host, const void* device, size_t bytes, Stream) {
+  if (bytes) std::memmove(host, device, bytes);
+}
+void copy_on_device(void* to, const void* from, size_t bytes, Stream) {
+  if (bytes) std::memmove(to, from, bytes);
+}
+void fill(void* device, int byte, size_t bytes, Stream) {
+  if (bytes) std::memset(device, byte, bytes);
+}
+void synchronise(Stream) {}
+
+PinnedMemory::PinnedMemory(size_t bytes) : bytes_(bytes) {
+  if (!bytes) return;
+  data_.reset(std::malloc(bytes));
+  if (!data_) throw std::bad_alloc();
+}
+void PinnedMemory::Free::operator()(void* p) const { std::free(p); }
+
+Event::Event() = default;
+void Event::Free::operator()(void*) const {}
+void Event::record(Stream) {}
+void Event::wait() {}
+void Event::make_stream_wait(Stream) {}
+
+void Graph::Free::operator()(void*) const {}
+void Graph::launch(Stream) const {
+  throw Error(ErrorKind::device, "[emulator] there are no graphs here, got a launch");
+}
+bool graphs_available() { return false; }
+
+Capture::Capture(Stream stream) : stream_(stream) {
+  throw Error(ErrorKind::device, "[emulator] there are no graphs here, got a capture; ask graphs_available() first");
+}
+Capture::~Capture() { (void)stream_, (void)open_; }
+Graph Capture::finish() { return Graph(); }
+
+}  // namespace cuda
+}  // namespace pyllm
