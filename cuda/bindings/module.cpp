@@ -117,6 +117,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
   py::register_local_exception_translator(&translate);
   bind_devices(m);
+  bind_attention(m);
   bind_tiles(m);
   bind_rows(m);
 }
