@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_arrays import device  # noqa: F401
 from toy_models import CONFIGS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ _WANTS = {
     "transformers": ("could not import 'torch", "could not import 'transformers"),
     "data": ("test data ",),
     "emulator": ("emulator not built",),
-    "nvcc": ("nvcc is not here",),
+    "gpu": ("no CUDA device",),
 }
 # Tests load what is in the tree, not what was packed or measured on this machine before.
 os.environ.setdefault("PYLLM_PACKED_CACHE", "0")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from typing import Any
 
 import numpy as np
 import pytest
+
+from pyllm.devices import cuda_driver
 
 
 class Device:
@@ -71,19 +74,25 @@ def emulator() -> Device:
 
 
 def gpu() -> Device:
-    from pyllm.devices import cuda_driver
-
-    if cuda_driver.emulated():
-        pytest.skip("PYLLM_CUDA_EMULATOR is set: no GPU is used")
-    problem = cuda_driver.missing()
+    problem = gpu_problem()
     if problem:
         pytest.skip(f"no CUDA device: {problem}")
     return Device(*cuda_driver.load())
 
 
-@pytest.fixture(params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+@functools.cache
+def gpu_problem() -> str | None:
+    """Why tests run on no GPU; None: there is one."""
+    return "PYLLM_CUDA_EMULATOR is set" if cuda_driver.emulated() else cuda_driver.missing()
+
+
+# The GPU only where there is one: test_cuda_driver.py says why not, once.
+_BACKENDS = ["emulator", *([] if gpu_problem() else [pytest.param("gpu", marks=pytest.mark.gpu)])]
+
+
+@pytest.fixture(params=_BACKENDS)
 def device(request: pytest.FixtureRequest) -> Device:
-    """Import it into a test file (`from cuda_arrays import device`): its tests then run on everything at hand."""
+    """Every device at hand: the emulator, and a GPU. In conftest.py, so tests need not import it."""
     return emulator() if request.param == "emulator" else gpu()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, device, emulator  # noqa: F401
+from cuda_arrays import Device, emulator, gpu
 
 import pyllm
 from pyllm.devices import cuda_driver
@@ -107,6 +107,11 @@ def test_cublaslt_of_the_wheels_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         assert cuda_driver.cublaslt_path() == str(library)
     finally:
         cuda_driver.cublaslt_path.cache_clear()
+
+
+@pytest.mark.gpu
+def test_tests_run_on_a_gpu() -> None:
+    assert not gpu().emulated
 
 
 def test_device_info(device: Device) -> None:
