@@ -13,6 +13,9 @@
 namespace pyllm {
 namespace cuda {
 
+void bind_linear(py::module_& m);
+void bind_tiles(py::module_& m);
+
 Type type_of(const std::string& name) {
   if (name == "float32") return Type::f32;
   if (name == "bfloat16") return Type::bf16;
@@ -112,4 +115,6 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
   py::register_local_exception_translator(&translate);
   bind_devices(m);
+  bind_linear(m);
+  bind_tiles(m);
 }
