@@ -23,7 +23,7 @@ void tiles(const TileArgs& a, Type type, Stream stream) {
   else tiles_half(a, type, stream);
 }
 
-void linear_tiles(const LinearArgs& a, Stream stream) {
+TileArgs tile_args(const LinearArgs& a) {
   TileArgs t;
   t.w = a.w;
   t.x = a.x, t.residual = a.residual, t.y = a.y;
@@ -32,8 +32,10 @@ void linear_tiles(const LinearArgs& a, Stream stream) {
   t.scale = a.scale, t.softcap = a.softcap;
   t.aligned_x = aligned(a.x, 0, 0);
   t.aligned_y = aligned(a.y, 0, 0);
-  tiles(t, a.type, stream);
+  return t;
 }
+
+void linear_tiles(const LinearArgs& a, Stream stream) { tiles(tile_args(a), a.type, stream); }
 
 void linear_batch(const LinearBatch& a, Stream stream) {
   TileArgs t;

@@ -22,6 +22,8 @@ struct TileArgs {
   bool aligned_y = true;  // four outputs of y begin on 8 (16) bytes
 };
 
+TileArgs tile_args(const LinearArgs& a);
+
 // Each for its formats of w: launches the tiles that suit a.m. type: of the products (f32: x as two bf16 halves).
 void tiles_f32(const TileArgs& a, Stream stream);
 void tiles_half(const TileArgs& a, Type type, Stream stream);

@@ -113,8 +113,7 @@ struct RowCopier {
       }
       u32* to = stage + T::place(first_row + i * T::row_step, chunk);
       *reinterpret_cast<uint4*>(to) = make_uint4(high[0], high[1], high[2], high[3]);
-      if (R == Rows::split)
-        *reinterpret_cast<uint4*>(to + T::x_words) = make_uint4(low[0], low[1], low[2], low[3]);
+      if (R == Rows::split) *reinterpret_cast<uint4*>(to + T::x_words) = make_uint4(low[0], low[1], low[2], low[3]);
     }
   }
 };
@@ -280,8 +279,7 @@ __global__ void __launch_bounds__(32 * W_WARPS * X_WARPS) tile_kernel(const __gr
   const auto copy = [&](int s) {  // what of stage s comes by asynchronous copies
     if (s < steps) {
       if constexpr (R == Rows::narrow) copier.template copy<E>(stage(s), int64_t(s) * T::step);
-      if constexpr (C == Codes::half)
-        copy_weights<T>(w, stage(s) + T::planes * T::x_words, w0, int64_t(s) * T::step);
+      if constexpr (C == Codes::half) copy_weights<T>(w, stage(s) + T::planes * T::x_words, w0, int64_t(s) * T::step);
     }
     cp_async_commit();
   };

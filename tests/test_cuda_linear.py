@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, device
+from cuda_arrays import Device
 from cuda_matrices import (
     BF16,
     F16,
@@ -28,8 +28,6 @@ from cuda_matrices import (
 from pyllm.errors import DeviceError
 from pyllm.program import reference
 from pyllm.program.program import ActivationName
-
-__all__ = ["device"]
 
 ACTIVATIONS = get_args(ActivationName)  # in the order of csrc/kernels.h
 NONE, RMS, LAYER = 0, 1, 2

@@ -13,15 +13,15 @@
 namespace pyllm {
 namespace cuda {
 
-void bind_linear(py::module_& m);
-void bind_tiles(py::module_& m);
-
 Type type_of(const std::string& name) {
   if (name == "float32") return Type::f32;
   if (name == "bfloat16") return Type::bf16;
   if (name == "float16") return Type::f16;
   throw Error(ErrorKind::option, text("[type] it must be one of float32, bfloat16, float16, got '", name, "'"));
 }
+
+void bind_linear(py::module_& m);  // linear.cpp
+void bind_tiles(py::module_& m);  // tiles.cpp
 
 namespace {
 
@@ -103,6 +103,9 @@ void bind_devices(py::module_& m) {
 }
 
 }  // namespace
+
+void bind_rows(py::module_& m);
+
 }  // namespace cuda
 }  // namespace pyllm
 
@@ -115,6 +118,8 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
   py::register_local_exception_translator(&translate);
   bind_devices(m);
+  bind_attention(m);
   bind_linear(m);
   bind_tiles(m);
+  bind_rows(m);
 }

@@ -1,9 +1,9 @@
-// Bindings of linear_tiles(), linear_lt(), linear_batch(), route() and combine(): one function a launcher, for tests and
-// benchmarks. Views are (address, ld, type name); streams and addresses are integers.
+// Bindings of linear_tiles(), linear_lt(), linear_batch(), route() and combine(): one function a launcher, for tests
+// and benchmarks. Views are (address, ld, type name); streams and addresses are integers.
+#include <pybind11/stl.h>
+
 #include <cstring>
 #include <tuple>
-
-#include <pybind11/stl.h>
 
 #include "matrix.h"
 
@@ -66,8 +66,8 @@ void bind_linear_batch(py::module_& m) {
 void bind_tiles(py::module_& m) {
   m.def(
       "linear_tiles",
-      [](const py::dict& w, const std::string& type, const Rows& x, int rows, int activation, float scale, float softcap,
-         const Rows& residual, const Rows& y, uintptr_t stream) {
+      [](const py::dict& w, const std::string& type, const Rows& x, int rows, int activation, float scale,
+         float softcap, const Rows& residual, const Rows& y, uintptr_t stream) {
         linear_tiles(linear_of(w, type, x, rows, activation, scale, softcap, residual, y), stream_at(stream));
       },
       py::arg("w"), py::arg("type"), py::arg("x"), py::arg("rows"), py::arg("activation"), py::arg("scale"),

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Everything a GPU is needed for, in under ten minutes and offline: builds the CUDA module, runs the kernel and model
+# tests on the device, a few kernels under compute-sanitizer, and the benchmarks; prints one table, writes one JSON.
+#
+#   bench/gpu_check.sh [OUTPUT_FOLDER]       (default: build/gpu_check)
+#
+# Wants nvcc, a GPU, and Python with cupy, numpy, pytest and the build packages (scikit-build-core, pybind11, cython, cmake,
+# ninja); torch and transformers for the comparisons. Each part has a time limit; one that fails is told in the table.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out="${1:-build/gpu_check}"
+mkdir -p "$out"
+python="${PYTHON:-python3}"
+venv="build/gpu_venv"
+began=$SECONDS
+: > "$out/parts.jsonl"
+
+# part NAME LIMIT_SECONDS COMMAND...: its JSON lines go to parts.jsonl, everything it says to NAME.log.
+part() {
+  local name="$1" limit="$2" at=$SECONDS
+  shift 2
+  printf '== %s (%d s so far)\n' "$name" "$SECONDS"
+  timeout "$limit" "$@" > "$out/$name.log" 2>&1
+  local status=$?
+  grep '^{' "$out/$name.log" | sed "s/^{/{\"part\": \"$name\", /" >> "$out/parts.jsonl"
+  printf '{"part": "%s", "case": "status", "exit": %d, "seconds": %d}\n' "$name" "$status" "$((SECONDS - at))" \
+    >> "$out/parts.jsonl"
+  [ "$status" = 0 ] || tail -n 15 "$out/$name.log"
+  return "$status"
+}
+field() { grep "\"$1\"" "$out/parts.jsonl" | tail -n 1 | sed "s/.*\"$1\": \([0-9.]*\).*/\1/"; }
+
+architecture="$("$python" -c 'import cupy; print(cupy.cuda.Device(0).compute_capability)')" || {
+  echo "a CUDA device and CuPy are needed: see pyllm doctor" >&2
+  exit 2
+}
+[ "$architecture" = 90 ] && architectures="90-real" || architectures="$architecture-real"
+
+part build 240 bash -c "
+  set -e
+  $python -m venv --system-site-packages $venv
+  export CMAKE_BUILD_PARALLEL_LEVEL=\$(nproc)
+  $venv/bin/python -m pip install --no-index --no-build-isolation --no-deps \
+    -Ccmake.define.PYLLM_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=$architectures ." || exit 1
+python="$PWD/$venv/bin/python"
+part ceilings 60 "$python" bench/cuda_ceilings.py
+copy="$(field copy_gb_s)"
+gemm="$(field gemm_bf16_tflops)"
+part tests 150 "$python" -m pytest -q -x --import-mode=importlib tests/test_cuda_*.py
+if command -v compute-sanitizer > /dev/null; then
+  part sanitizer 60 compute-sanitizer --error-exitcode 9 "$python" -m pytest -q -x -k "sanitizer or awkward" \
+    tests/test_cuda_linear.py tests/test_cuda_attention.py
+fi
+part kernels 90 "$python" bench/cuda_kernels.py --copy "$copy" --gemm "$gemm"
+part small_models 60 "$python" bench/cuda_models.py --copy "$copy" --gemm "$gemm" --only "gpt2|qwen"
+part large_models 150 "$python" bench/cuda_models.py --copy "$copy" --gemm "$gemm" --only "llama"
+left=$((570 - SECONDS + began))
+[ "$left" -gt 40 ] && part peers "$left" "$python" bench/cuda_peers.py
+"$python" bench/cuda_table.py "$out/parts.jsonl" --json "$out/gpu_check.json"
