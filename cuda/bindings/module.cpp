@@ -20,6 +20,7 @@ Type type_of(const std::string& name) {
   throw Error(ErrorKind::option, text("[type] it must be one of float32, bfloat16, float16, got '", name, "'"));
 }
 
+void bind_linear(py::module_& m);  // linear.cpp
 void bind_tiles(py::module_& m);  // tiles.cpp
 void bind_model(py::module_& m);  // model.cpp
 
@@ -120,6 +121,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   bind_devices(m);
   bind_model(m);
   bind_attention(m);
+  bind_linear(m);
   bind_tiles(m);
   bind_rows(m);
 }
