@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, narrow, widen
+from cuda_arrays import Device, rows, widen
 from cuda_matrices import (
     BF16,
     F16,
@@ -20,7 +20,6 @@ from cuda_matrices import (
     Plain,
     plain,
     rounded,
-    up,
 )
 
 from pyllm.errors import DeviceError
@@ -62,9 +61,8 @@ class Run:
 
     def rows(self, x: Any, name: str) -> tuple[int, int, str]:
         """x [M, n] in device memory, NaN beyond its columns."""
-        wide = np.full((len(x), up(x.shape[1], 64)), np.nan, np.float32)
-        wide[:, : x.shape[1]] = x
-        return self.address(narrow(wide, name)), wide.shape[1], name
+        wide = rows(x, name)
+        return self.address(wide), wide.shape[1], name
 
     def __call__(
         self,
