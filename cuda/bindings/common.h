@@ -29,5 +29,7 @@ inline View view_at(uintptr_t address, int64_t ld, const std::string& type) {
   return {at<void>(address), ld, type_of(type)};
 }
 
+void bind_attention(py::module_& m);
+
 }  // namespace cuda
 }  // namespace pyllm

@@ -20,6 +20,8 @@ Type type_of(const std::string& name) {
   throw Error(ErrorKind::option, text("[type] it must be one of float32, bfloat16, float16, got '", name, "'"));
 }
 
+void bind_tiles(py::module_& m);  // tiles.cpp
+
 namespace {
 
 const char* class_of(ErrorKind kind) {
@@ -115,5 +117,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
   py::register_local_exception_translator(&translate);
   bind_devices(m);
+  bind_attention(m);
+  bind_tiles(m);
   bind_rows(m);
 }

@@ -1,0 +1,57 @@
+// Integer weights as pairs of bf16 or f16, exactly, and elements of views whose type is known at run time.
+#pragma once
+#include "launch.h"
+#include "tensor.cuh"
+
+namespace pyllm {
+namespace cuda {
+
+// Bytes `Byte` and `Byte` + 1 of a word, each in the low byte of 16 bits.
+template <int Byte>
+__device__ __forceinline__ u32 spread_bytes(u32 word) {
+#if defined(PYLLM_CUDA_EMU)
+  return (word >> (8 * Byte) & 0xffu) | (word >> (8 * Byte + 8) & 0xffu) << 16;
+#else
+  return __byte_perm(word, 0u, Byte == 0 ? 0x4140 : 0x4342);
+#endif
+}
+
+template <class T>
+struct CodePair;
+template <>
+struct CodePair<bf16> {
+  // Two int8: 128 + the low seven bits, less 128, or less 256 where the sign bit is set: all of them are bf16 numbers.
+  static __device__ __forceinline__ u32 of_bytes(u32 spread) {
+    return fma2<bf16>((spread & 0x007f007fu) | 0x43004300u, 0x3f803f80u, (spread & 0x00800080u) | 0xc300c300u);
+  }
+  // Nibbles in bits 0 .. 3 of each half, less a zero point: (128 + code) - (128 + zero).
+  static __device__ __forceinline__ u32 minus_zero(u32 zero) { return 0xc300c300u | zero | zero << 16; }
+  static __device__ __forceinline__ u32 of_nibbles(u32 word, u32 minus) {
+    return fma2<bf16>((word & 0x000f000fu) | 0x43004300u, 0x3f803f80u, minus);
+  }
+};
+template <>
+struct CodePair<f16> {
+  static __device__ __forceinline__ u32 of_bytes(u32 spread) {  // 1024 + (code + 128), less 1152
+    return add2<f16>((spread ^ 0x00800080u) | 0x64006400u, 0xe480e480u);
+  }
+  static __device__ __forceinline__ u32 minus_zero(u32 zero) { return 0xe400e400u | zero | zero << 16; }
+  static __device__ __forceinline__ u32 of_nibbles(u32 word, u32 minus) {  // (1024 + code) - (1024 + zero)
+    return add2<f16>((word & 0x000f000fu) | 0x64006400u, minus);
+  }
+};
+
+// Element `index` of memory of a type.
+__device__ __forceinline__ float load_float(const void* data, Type type, int64_t index) {
+  if (type == Type::f32) return static_cast<const float*>(data)[index];
+  if (type == Type::bf16) return to_float(static_cast<const bf16*>(data)[index]);
+  return to_float(static_cast<const f16*>(data)[index]);
+}
+__device__ __forceinline__ void store_float(void* data, Type type, int64_t index, float v) {
+  if (type == Type::f32) static_cast<float*>(data)[index] = v;
+  else if (type == Type::bf16) static_cast<bf16*>(data)[index] = from_float<bf16>(v);
+  else static_cast<f16*>(data)[index] = from_float<f16>(v);
+}
+
+}  // namespace cuda
+}  // namespace pyllm
