@@ -132,7 +132,8 @@ def test_best_continuations(device: Device, n: int, count: int, normalise: bool)
     for r in range(total):
         expected = _search.best_continuations(rows[r : r + 1], [0.0], count, normalise)
         if expected is None:
-            assert (found_ids[r] == -1).all() and np.isnan(found_lse[r])
+            assert (found_ids[r] == -1).all()
+            assert np.isnan(found_lse[r])
             continue
         size = len(expected)
         assert found_ids[r, :size].tolist() == [token for _, _, token in expected]
@@ -188,4 +189,5 @@ def test_advance(device: Device) -> None:  # noqa: F811
     assert (device.to_host(positions) == np.arange(130) + 1).all()
     assert (device.to_host(context) == np.arange(130) + 2).all()
     after = device.to_host(held).view(device.module.choice_dtype())
-    assert (after["step"] == np.arange(130) + 1).all() and (after["seed"] == 9).all()
+    assert (after["step"] == np.arange(130) + 1).all()
+    assert (after["seed"] == 9).all()
