@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cuda_arrays import Device
+from cuda_arrays import Device, rows, widen
 from cuda_matrices import (
     BF16,
     F16,
@@ -18,11 +18,8 @@ from cuda_matrices import (
     I4Z_G128,
     I8,
     Plain,
-    decode,
-    encode,
     plain,
     rounded,
-    up,
 )
 
 from pyllm.errors import DeviceError
@@ -64,9 +61,8 @@ class Run:
 
     def rows(self, x: Any, name: str) -> tuple[int, int, str]:
         """x [M, n] in device memory, NaN beyond its columns."""
-        wide = np.full((len(x), up(x.shape[1], 64)), np.nan, np.float32)
-        wide[:, : x.shape[1]] = x
-        return self.address(encode(wide, name)), wide.shape[1], name
+        wide = rows(x, name)
+        return self.address(wide), wide.shape[1], name
 
     def __call__(
         self,
@@ -91,7 +87,7 @@ class Run:
         number = ACTIVATIONS.index(activation)
         call = getattr(self.device.module, launcher)
         self.result = call(self.matrix, self.type, x_rows, len(x), y_rows, activation=number, **options)
-        y = decode(self.device.to_host(y_array), y_type)
+        y = widen(self.device.to_host(y_array), y_type)
         assert np.isnan(y[:, self.outputs :]).all()  # nothing is written beyond the outputs
         return y[:, : self.outputs]
 
