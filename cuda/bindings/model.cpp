@@ -6,8 +6,8 @@
 
 #include "../../csrc/bindings/batch.h"
 #include "common.h"
-#include "errors.h"
 #include "device_executor.h"
+#include "errors.h"
 
 namespace pyllm {
 namespace cuda {
@@ -51,12 +51,14 @@ void bind_cache(py::module_& m) {
       .def("release", &DeviceCache::release, py::arg("block"), nogil, "One reference less; the block is free at zero.")
       .def("references", &DeviceCache::references, py::arg("block"), nogil,
            "References held on a block; 0: it is free.")
-      .def_property_readonly("blocks_in_use", py::cpp_function(&DeviceCache::blocks_in_use, nogil),
+      .def_property_readonly("blocks_in_use",
+                             py::cpp_function([](const DeviceCache& c) { return c.blocks_in_use(); }, nogil),
                              "Blocks with at least one reference.")
       .def_property_readonly(
           "block_bytes", [](const DeviceCache& c) { return c.shape().block_bytes(); },
           "Bytes of one block, all layers together.")
-      .def_property_readonly("bytes", py::cpp_function(&DeviceCache::bytes, nogil), "Bytes of device memory.");
+      .def_property_readonly("bytes", py::cpp_function([](const DeviceCache& c) { return c.bytes(); }, nogil),
+                             "Bytes of device memory.");
 }
 
 // (values, weights): lists of NumPy arrays in the order asked for.
