@@ -47,13 +47,14 @@ macro(pyllm_find_cuda)
   endif()
 endmacro()
 
-# What kernels are compiled with. -fmad=false: a compiler must not choose where to fuse (the sources call fmaf).
+# What kernels are compiled with. -fmad=false: a compiler must not choose where to fuse (the sources call fmaf). With
+# PYLLM_WERROR ptxas also tells what kernels use, for cmake/check_cuda_resources.py.
 function(_pyllm_kernel_options target)
   target_include_directories(${target} PRIVATE cuda)
   target_link_libraries(${target} PRIVATE pyllm_options)
   target_compile_options(${target} PRIVATE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-lineinfo;--threads=0;-Xptxas=-v;-Xcompiler=-Wall,-Wextra>"
-    "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${PYLLM_WERROR}>>:-Werror=all-warnings;-Xcompiler=-Werror>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--expt-relaxed-constexpr;-lineinfo;-Xcompiler=-Wall,-Wextra>"
+    "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${PYLLM_WERROR}>>:-Xptxas=-v;-Werror=all-warnings;-Xcompiler=-Werror>")
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
 endfunction()
 

@@ -53,5 +53,33 @@ __device__ __forceinline__ void store_float(void* data, Type type, int64_t index
   else static_cast<f16*>(data)[index] = from_float<f16>(v);
 }
 
+// Elements at .. at + 3 of a view, `at` a multiple of 4: rows have room for whole pieces.
+__device__ __forceinline__ void load_four(const View& from, int64_t at, float (&v)[4]) {
+  if (from.type == Type::f32) {
+    const float4 q = *reinterpret_cast<const float4*>(static_cast<const float*>(from.data) + at);
+    v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
+  } else {
+    const uint2 q = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(from.data) + at);
+    const bool brain = from.type == Type::bf16;
+    const float2 low = brain ? Number<bf16>::unpack(q.x) : Number<f16>::unpack(q.x);
+    const float2 high = brain ? Number<bf16>::unpack(q.y) : Number<f16>::unpack(q.y);
+    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
+  }
+}
+// The first `many`; together: `at` is a multiple of 4.
+__device__ __forceinline__ void store_four(const View& y, int64_t at, bool together, int many, const float (&v)[4]) {
+  if (!together || many < 4) {
+    for (int i = 0; i < 4; i++)
+      if (i < many) store_float(y.data, y.type, at + i, v[i]);
+  } else if (y.type == Type::f32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(y.data) + at) = make_float4(v[0], v[1], v[2], v[3]);
+  } else {
+    const bool brain = y.type == Type::bf16;
+    const u32 low = brain ? Number<bf16>::pack(v[0], v[1]) : Number<f16>::pack(v[0], v[1]);
+    const u32 high = brain ? Number<bf16>::pack(v[2], v[3]) : Number<f16>::pack(v[2], v[3]);
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(y.data) + at) = make_uint2(low, high);
+  }
+}
+
 }  // namespace cuda
 }  // namespace pyllm

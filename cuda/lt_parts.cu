@@ -105,7 +105,7 @@ __global__ void finish_kernel(const __grid_constant__ TileArgs a, const float* s
     for (int i = 0; i < 4; i++)
       if (i < many) v[i] += residual[i];
   }
-  store_outputs(a.y, to * a.y.ld + column, a.aligned_y, many, v);
+  store_four(a.y, to * a.y.ld + column, a.aligned_y, many, v);
 }
 
 }  // namespace

@@ -46,20 +46,6 @@ __device__ __forceinline__ void finish_outputs(const TileArgs& a, const Matrix& 
   }
 }
 
-__device__ __forceinline__ void store_outputs(const View& y, int64_t at, bool together, int many, const float (&v)[4]) {
-  if (!together || many < 4) {
-    for (int i = 0; i < 4; i++)
-      if (i < many) store_float(y.data, y.type, at + i, v[i]);
-  } else if (y.type == Type::f32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(y.data) + at) = make_float4(v[0], v[1], v[2], v[3]);
-  } else {
-    const bool brain = y.type == Type::bf16;
-    const u32 low = brain ? Number<bf16>::pack(v[0], v[1]) : Number<f16>::pack(v[0], v[1]);
-    const u32 high = brain ? Number<bf16>::pack(v[2], v[3]) : Number<f16>::pack(v[2], v[3]);
-    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(y.data) + at) = make_uint2(low, high);
-  }
-}
-
 // Writes y of rows x0 .. x0 + x_rows and weight rows w0 .. w0 + w_rows from sums[x row][ld]. All threads of the block.
 __device__ __forceinline__ void write_tile(const TileArgs& a, const Matrix& w, int z, const TileRows& rows,
                                            const float* sums, int ld, int x0, int x_rows, int64_t w0, int w_rows) {
@@ -82,7 +68,7 @@ __device__ __forceinline__ void write_tile(const TileArgs& a, const Matrix& w, i
       for (int j = 0; j < 4; j++)
         if (j < many) v[j] += residual[j];
     }
-    store_outputs(a.y, to * a.y.ld + z * a.y_step + column, a.aligned_y, many, v);
+    store_four(a.y, to * a.y.ld + z * a.y_step + column, a.aligned_y, many, v);
   }
 }
 

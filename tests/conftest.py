@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_arrays import device  # noqa: F401
 from toy_models import CONFIGS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -19,7 +20,12 @@ ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "
 OWN_ORDER = "avx512_bf16"  # the one that sums bfloat16 products in an order of its own
 
 # PYLLM_REQUIRE=transformers,data: what must be here. A test that skips for want of it then fails.
-_WANTS = {"transformers": ("could not import 'torch", "could not import 'transformers"), "data": ("test data ",)}
+_WANTS = {
+    "transformers": ("could not import 'torch", "could not import 'transformers"),
+    "data": ("test data ",),
+    "emulator": ("emulator not built",),
+    "gpu": ("no CUDA device",),
+}
 # Tests load what is in the tree, not what was packed or measured on this machine before.
 os.environ.setdefault("PYLLM_PACKED_CACHE", "0")
 os.environ.setdefault("PYLLM_TUNING", os.devnull + ".none")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cuda_arrays import Device, narrow, rows, widen
 from numpy.typing import NDArray
 
 F32, BF16, F16, I8, I4_G32, I4_G128, I4Z_G32, I4Z_G128 = 0, 1, 2, 3, 5, 6, 7, 8  # csrc/kernels.h Format
@@ -14,28 +15,8 @@ NAMES = {F32: "float32", BF16: "bfloat16", F16: "float16"}
 Array = NDArray[Any]
 
 
-def bf16_bits(x: Any) -> Array:
-    """Nearest even, as uint16."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def bf16_value(bits: Any) -> Array:
-    return (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
-def encode(x: Any, name: str) -> Array:
-    """As elements of a type lie in memory."""
-    x = np.asarray(x, np.float32)
-    return x if name == "float32" else bf16_bits(x) if name == "bfloat16" else x.astype(np.float16)
-
-
-def decode(x: Any, name: str) -> Array:
-    return bf16_value(x) if name == "bfloat16" else np.asarray(x, np.float32)
-
-
 def rounded(x: Any, name: str) -> Array:
-    return decode(encode(x, name), name).astype(np.float64)
+    return widen(narrow(x, name), name).astype(np.float64)
 
 
 def up(x: int, to: int) -> int:
@@ -56,7 +37,17 @@ class Plain:
     zeros: Array | None
     packed_bias: Array | None
 
-    def on(self, device: Any, keep: list[Any]) -> dict[str, Any]:
+    def packed_values(self) -> Array:
+        """[128 at least, K] float64 rows in packed order, zero past the last; int8 without the scales."""
+        n, k = self.weight.shape
+        values = np.zeros((up(n, 128), k))
+        order = gate_first(n) if self.gated else np.arange(n)
+        values[order] = self.weight
+        if self.format == I8:
+            values[:n] /= self.scales[:n, None]
+        return values
+
+    def on(self, device: Device, keep: list[Any]) -> dict[str, Any]:
         """The dict that bindings take; the arrays are appended to `keep`, whose owner outlives the call."""
 
         def address(array: Array | None) -> int:
@@ -79,15 +70,16 @@ class Plain:
         }
 
 
-def _int4(rows: Array, k: int, format: int, rng: Any) -> tuple[Array, Array, Array, Array | None, int]:
-    """Codes, scales, zeros and values of random int4 weights shaped as `rows` [N16, K]."""
-    n16, group, ld = len(rows), GROUPS[format], up(k, 128)
+def _int4(n16: int, k: int, format: int, rng: Any) -> tuple[Array, Array, Array, Array | None, int]:
+    """Codes, scales, zeros and values of random int4 weights [N16, K]."""
+    group, ld = GROUPS[format], up(k, 128)
     scales = (0.02 + 0.1 * rng.random((n16, ld // group))).astype(np.float16)
     with_zeros = format in (I4Z_G32, I4Z_G128)
     zeros = rng.integers(0, 17, scales.shape).astype(np.uint8) if with_zeros else np.full(scales.shape, 8, np.uint8)
+    zeros[:, k // group :] = np.minimum(zeros[:, k // group :], 15)  # so that padding can be zero
     wide_zeros = np.repeat(zeros, group, 1).astype(np.int64)
     codes = rng.integers(0, 16, (n16, ld))
-    codes[:, k:] = np.minimum(wide_zeros[:, k:], 15)
+    codes[:, k:] = wide_zeros[:, k:]
     values = np.repeat(scales.astype(np.float64), group, 1) * (codes - wide_zeros)
     pieces = np.zeros((n16, ld // 128, 4, 4), np.uint32)  # [t][j]
     for t in range(4):
@@ -101,12 +93,13 @@ def _int4(rows: Array, k: int, format: int, rng: Any) -> tuple[Array, Array, Arr
 def plain(format: int, n: int, k: int, rng: Any, *, gated: bool = False, bias: bool = False) -> Plain:
     """A random matrix of N outputs (gated: gate and up rows together) and K inputs."""
     n16 = up(n, 16)
+    used = n16 if gated else n  # the last gates and ups may stand beyond row n
     dense = np.zeros((n16, k), np.float32)
-    dense[:n] = rng.standard_normal((n, k)) / np.sqrt(k)
+    dense[:used] = rng.standard_normal((used, k)) / np.sqrt(k)
     scales: Array = np.zeros(0, np.float32)
     zeros, ld = None, up(k, 64)
     if format in GROUPS:
-        codes, scales, values, zeros, ld = _int4(dense, k, format, rng)
+        codes, scales, values, zeros, ld = _int4(n16, k, format, rng)
     elif format == I8:
         integers = rng.integers(-128, 128, (n16, k)).astype(np.int8)
         scales = (0.001 + 0.01 * rng.random(n16)).astype(np.float32)
@@ -114,15 +107,15 @@ def plain(format: int, n: int, k: int, rng: Any, *, gated: bool = False, bias: b
         codes = np.zeros((n16, ld), np.int8)
         codes[:, :k] = integers
     else:
-        narrow = encode(dense, NAMES[format])
-        values = decode(narrow, NAMES[format]).astype(np.float64)
-        codes = np.zeros((n16, ld), narrow.dtype)
-        codes[:, :k] = narrow
-    values = values[:n]
+        stored = narrow(dense, NAMES[format])
+        values = widen(stored, NAMES[format]).astype(np.float64)
+        codes = np.zeros((n16, ld), stored.dtype)
+        codes[:, :k] = stored
+    values = values[:used]
     packed_bias = np.zeros(n16, np.float32) if bias else None
     if packed_bias is not None:
-        packed_bias[:n] = rng.standard_normal(n)
-    wanted_bias = None if packed_bias is None else packed_bias[:n].astype(np.float64)
+        packed_bias[:used] = rng.standard_normal(used)
+    wanted_bias = None if packed_bias is None else packed_bias[:used].astype(np.float64)
     if gated:
         order = gate_first(n)
         values = values[order]
@@ -135,3 +128,9 @@ def gate_first(n: int) -> Array:
     outputs = np.arange(n // 2)
     gates = outputs // 8 * 16 + outputs % 8
     return np.concatenate([gates, gates + 8])
+
+
+def rows_of(device: Device, x: Any, name: str) -> tuple[Any, tuple[int, int, str]]:
+    """Device rows of x [M, n], NaN beyond its columns, and the tuple that bindings take."""
+    array = device.to_device(rows(x, name))
+    return array, (device.pointer(array), array.shape[1], name)

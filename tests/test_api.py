@@ -279,8 +279,10 @@ def test_wrong_options(model: pyllm.LanguageModel) -> None:
         ({"load_in_4bit": True}, InvalidOptionError, 'pass quantization="int4"'),
         ({"quantization_config": {}}, InvalidOptionError, 'pass quantization="int8" or "int4"'),
         ({"quantisation": "int8"}, UnknownOptionError, "did you mean 'quantization'"),
-        ({"device": "tpu"}, InvalidOptionError, "auto, cpu, reference"),
-        ({"device": "cuda"}, DeviceError, "CUDA"),
+        ({"device": "tpu"}, InvalidOptionError, "auto, cpu, cuda, reference"),
+        ({"device": "cuda:x"}, InvalidOptionError, "a GPU by number"),
+        ({"device": "cuda", "num_threads": 2}, InvalidOptionError, "num_threads is for the processor"),
+        ({"device": "cuda:9999"}, DeviceError, "cuda"),  # where there are GPUs: not so many
         ({"num_threads": 10**30}, InvalidOptionError, "num_threads must be a positive number"),
         ({"dtype": np.array(["float32", "x"]), "device": [1]}, InvalidOptionError, "dtype must be .*device must be"),
     ],

@@ -92,7 +92,7 @@ def test_the_prompt_may_come_from_stdin() -> None:
         ((*GENERATE, "--set", "nothing"), 1, "NAME=VALUE"),
         ((*GENERATE, "--set", "top_k=" + "9" * 5000), 1, "top_k must be an integer"),
         ((*GENERATE, "--set", "top_k=" + "[" * 100_000), 1, "top_k must be an integer"),
-        ((*GENERATE, "--device", "cuda"), 1, "CUDA"),
+        ((*GENERATE, "--device", "cuda:9999"), 1, "cuda"),
         (("generate",), 2, "Missing argument"),
         (("--no-such-flag",), 2, "No such option"),
     ],

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, device
+from cuda_arrays import Device, narrow, widen
 from cuda_matrices import (
     BF16,
     F16,
@@ -17,17 +17,13 @@ from cuda_matrices import (
     I4Z_G128,
     I8,
     Plain,
-    decode,
-    encode,
     plain,
     rounded,
-    up,
+    rows_of,
 )
 
 from pyllm.program import reference
 from pyllm.program.program import ActivationName
-
-__all__ = ["device"]
 
 ACTIVATIONS = get_args(ActivationName)  # in the order of csrc/kernels.h
 
@@ -46,16 +42,6 @@ CASES = [
     (I4Z_G128, "bfloat16"),
     (I4Z_G32, "float32"),
 ]
-
-
-def rows_of(device: Device, x: Any, name: str, ld: int = 0) -> tuple[Any, tuple[int, int, str]]:
-    """Device rows of x [M, n], NaN beyond its columns, and the tuple that bindings take."""
-    x = np.asarray(x, np.float32)
-    ld = ld or up(x.shape[1], 64)
-    wide = np.full((len(x), ld), np.nan, np.float32)
-    wide[:, : x.shape[1]] = x
-    array = device.to_device(encode(wide, name))
-    return array, (device.pointer(array), ld, name)
 
 
 def run(
@@ -78,11 +64,23 @@ def run(
     y_array, y_rows = rows_of(device, np.zeros((m, outputs)), y_type)
     none = (0, 0, "float32")
     residual_array, residual_rows = (None, none) if residual is None else rows_of(device, residual, "float32")
-    getattr(device.module, launcher)(
-        w.on(device, keep), type, x_rows, m, ACTIVATIONS.index(activation), scale, softcap, residual_rows, y_rows
+    arguments = (
+        w.on(device, keep),
+        type,
+        x_rows,
+        m,
+        ACTIVATIONS.index(activation),
+        scale,
+        softcap,
+        residual_rows,
+        y_rows,
     )
+    if launcher == "linear_lt":
+        keep.append(device.to_device(np.zeros(device.module.linear_lt(*arguments), np.uint8)))
+        arguments = (*arguments, device.pointer(keep[-1]))
+    getattr(device.module, launcher)(*arguments)
     keep += [x_array, residual_array]
-    y = decode(device.to_host(y_array), y_type)
+    y = widen(device.to_host(y_array), y_type)
     assert np.isnan(y[:, outputs:]).all()  # nothing is written beyond the outputs
     return y[:, :outputs]
 
@@ -169,3 +167,65 @@ def test_big_tile(device: Device, format: int, type: str) -> None:
     y = run(device, w, x, type)
     assert error(y, wanted(w, x, type)) < bound(format, type)
     np.testing.assert_array_equal(run(device, w, x[100:200], type), y[100:200])
+
+
+@pytest.mark.parametrize("type", ["bfloat16", "float16"])
+@pytest.mark.parametrize("format", [I8, I4_G32, I4_G128, I4Z_G32, I4Z_G128])
+def test_weights_made_wide(device: Device, format: int, type: str) -> None:
+    """What cuBLASLt gets for integer weights: int8 codes exactly, int4 rounded once."""
+    rng = np.random.default_rng(10)
+    w, keep = plain(format, 24, 200, rng), []
+    out = device.to_device(narrow(np.full((24, w.ld), np.nan), type))
+    device.module.widen_weights(w.on(device, keep), type, device.pointer(out))
+    wide = widen(device.to_host(out), type)
+    want = w.codes[:24, :200] if format == I8 else rounded(w.weight, type)
+    np.testing.assert_array_equal(wide[:, :200], want)
+    np.testing.assert_array_equal(wide[:, 200:], 0)
+
+
+def test_epilogue_of_sums(device: Device) -> None:
+    """What follows a product by cuBLASLt, over part of the rows."""
+    rng = np.random.default_rng(11)
+    for format, gated, y_type in ((I8, True, "bfloat16"), (F16, False, "float32")):
+        w, keep = plain(format, 80, 64, rng, gated=gated, bias=True), []
+        outputs = 40 if gated else 80
+        residual, x = rng.standard_normal((9, outputs)), rng.standard_normal((9, 64))
+        sums = device.to_device(np.float32(x @ w.packed_values().T))
+        residual_array, residual_rows = rows_of(device, residual, "float32")
+        y_array, y_rows = rows_of(device, np.full((9, outputs), np.nan), y_type)
+        device.module.finish_rows(
+            w.on(device, keep), ACTIVATIONS.index("gelu"), 0.5, 2.0, residual_rows, y_rows,
+            device.pointer(sums) + 4 * 3 * 128, 128, 3, 5,
+        )  # fmt: skip
+        keep += [residual_array]
+        want = reference.linear(x, w.weight, w.bias, act="gelu", gated=gated, residual=residual, scale=0.5, softcap=2.0)
+        y = widen(device.to_host(y_array), y_type)[:, :outputs]
+        assert error(y[3:8], want[3:8]) < (2.0**-8 if y_type == "bfloat16" else 1e-6)
+        assert np.isnan(y[[0, 1, 2, 8]]).all()
+
+
+@pytest.mark.parametrize("type", ["bfloat16", "float16"])
+def test_rows_made_narrow(device: Device, type: str) -> None:
+    x = np.random.default_rng(12).standard_normal((3, 71))
+    x_array, x_rows = rows_of(device, x, "float32")
+    y_array, y_rows = rows_of(device, np.full((3, 71), np.nan), type)
+    device.module.narrow_rows(x_rows, 3, 71, y_rows)
+    del x_array
+    y = device.to_host(y_array)
+    np.testing.assert_array_equal(widen(y, type)[:, :71], rounded(x, type))
+
+
+@pytest.mark.parametrize(("format", "type"), [CASES[0], CASES[1], CASES[2], (I8, "bfloat16"), (I4_G32, "float16")])
+def test_cublaslt(device: Device, format: int, type: str) -> None:
+    """On a GPU with cuBLASLt: the tiles' results up to rounding, and rows that keep their bits."""
+    from pyllm.devices import cuda_driver
+
+    path = cuda_driver.cublaslt_path()
+    if device.xp is np or path is None or not device.module.load_cublaslt(path):
+        pytest.skip("no cuBLASLt")
+    rng = np.random.default_rng(13)
+    w, x = plain(format, 512, 256, rng, gated=True, bias=True), rng.standard_normal((1500, 256))
+    options: dict[str, Any] = {"activation": "silu", "launcher": "linear_lt"}
+    y = run(device, w, x, type, **options)
+    assert error(y, wanted(w, x, type, act="silu")) < (2.0**-8 if format == I4_G32 else 1e-5)
+    np.testing.assert_array_equal(run(device, w, x[700:1100], type, **options), y[700:1100])

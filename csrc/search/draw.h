@@ -1,14 +1,13 @@
 // Random draws from a row of V logits: counter-based uniforms, top-k, top-p and min-p sampling, draws without
 // replacement.
 #pragma once
-#include "row.h"
+#include "nucleus.h"
 
 namespace pyllm {
 namespace search {
 namespace {
 
-constexpr size_t kFew = 1024;              // up to so many candidates are drawn from in double precision, one by one
-constexpr float kLowest = -3.4028235e38f;  // what is left of a row after filters reaches it
+constexpr size_t kFew = 1024;  // up to so many candidates are drawn from in double precision, one by one
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): counter-based, so a number
 // depends on its coordinates only. Returns 53 random bits as a double in [0, 1).
@@ -113,39 +112,6 @@ inline double mass(const Candidate* from, size_t count, float max, float scale) 
   return total;
 }
 
-// What top-p leaves of a whole row, ids ascending: the best, as long as those before have less than the share p of all.
-// Looks for two bounds between which few values lie, the cut among them, and sorts those.
-inline std::vector<Candidate> nucleus(const Row& row, double p) {
-  constexpr size_t kSorted = 128;
-  double total;
-  row.weights(&total);
-  const double wanted = p * total;
-  Row::Reached high{INFINITY, 0.0, 0}, low = row.reaching(row.max - 1.0f / row.scale);
-  for (float below = 2.0f; low.sum < wanted && below < 256.0f; below *= 2) {
-    high = low;
-    low = row.reaching(row.max - below / row.scale);
-  }
-  if (low.sum < wanted) low = row.reaching(kLowest);  // but for rounding there is no less than all
-  for (int halving = 0; halving < 16 && low.count - high.count > kSorted; ++halving) {
-    const Row::Reached middle = row.reaching(low.bound + (std::min(high.bound, row.max) - low.bound) / 2);
-    (middle.sum < wanted ? high : low) = middle;
-  }
-  std::vector<Candidate> kept = row.at_least(low.bound), rest;
-  for (const Candidate& c : kept) {
-    if (c.value < high.bound) rest.push_back(c);
-  }
-  std::sort(rest.begin(), rest.end(), better);
-  double before = high.sum;
-  size_t taken = 0;
-  while (taken < rest.size() && (high.count + taken == 0 || before < wanted)) {
-    before += mass(&rest[taken++], 1, row.max, row.scale);
-  }
-  if (taken == 0) return row.at_least(high.bound);
-  const Candidate last = rest[taken - 1];
-  kept.erase(std::remove_if(kept.begin(), kept.end(), [&](const Candidate& c) { return better(last, c); }), kept.end());
-  return kept;
-}
-
 // What top-p leaves of `from`: the best, as long as those before have less than the share p of `total`. Halves the
 // range in which the cut lies instead of sorting: the order of what is kept does not matter.
 inline void keep_top_p(std::vector<Candidate>& from, double p, double total, float max, float scale) {
@@ -178,7 +144,7 @@ inline Choices choices(const Row& row, const Cuts& cuts) {
     keep_top_p(kept.all, cuts.top_p, total, row.max, row.scale);
     std::sort(kept.all.begin(), kept.all.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   } else if (cuts.top_p < 1.0) {
-    kept.all = nucleus(row, cuts.top_p);
+    kept.all = Nucleus(row, cuts.top_p).candidates();
   } else if (!cut_k) {
     const float below = float(-std::log(cuts.min_p)) + 1e-3f;  // infinite without min-p
     kept.all = row.at_least(std::max(row.max - below / row.scale, kLowest));
@@ -197,9 +163,17 @@ inline Choices choices(const Row& row, const Cuts& cuts) {
 // top-k doesn't cut.
 inline int32_t sample(const float* x, size_t n, const Cuts& cuts, double u, const float* summary = nullptr,
                       float summary_scale = 1.0f) {
-  const bool summed = cuts.none(n) || (cuts.top_p < 1.0 && (cuts.top_k == 0 || cuts.top_k >= n));
-  const Row row(x, n, summed, cuts.scale(), summary, summary_scale);
+  const bool cut_p = cuts.top_p < 1.0 && (cuts.top_k == 0 || cuts.top_k >= n);
+  const Row row(x, n, cuts.none(n) || cut_p, cuts.scale(), summary, summary_scale);
   if (!row.normal()) return -1;
+  if (cut_p && cuts.min_p <= 0.0) {
+    const Nucleus nucleus(row, cuts.top_p);
+    if (nucleus.collected() > kFew) return nucleus.at(cuts.temperature, u);
+    Choices few;
+    few.all = nucleus.candidates();
+    few.weigh(row.max, cuts.temperature);
+    return few.at(u);
+  }
   return cuts.none(n) ? draw(row, cuts.temperature, u) : choices(row, cuts).at(u);
 }
 

@@ -1,13 +1,13 @@
 // Sixteen-lane loops over a row of logits: block maxima, sums of exponentials, values that reach a bound. Included by
-// row.h once per instruction set, each time inside its own namespace where Floats and Ints are vectors that divide 64
-// bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max, reduce_add, any, at_least, evens and odds
-// are given; hence no include guard. Instruction sets that fuse give the same bits: the lanes, what is done to them and
-// the order of the final sum do not depend on the vector's length. block_sum of 64 values is what Kernels::summarise
-// gives for them.
+// row_kernels.h once per instruction set, each time inside its own namespace where Floats and Ints are vectors that
+// divide 64 bytes, multiply_add(a, b, c) is a * b + c, fused or not, and reduce_max, reduce_add, any, at_least,
+// compress, widen, evens and odds are given; hence no include guard. Instruction sets that fuse give the same bits: the
+// lanes, what is done to them and the order of the final sum do not depend on the vector's length. block_sum of 64
+// values is what Kernels::summarise gives for them.
 
 constexpr int kLanes = int(sizeof(Floats) / 4);
 constexpr int kParts = 16 / kLanes;
-typedef double Doubles __attribute__((vector_size(2 * sizeof(Floats))));
+typedef double Doubles __attribute__((vector_size(sizeof(Floats))));
 
 static inline __attribute__((always_inline)) Floats load(const float* x) {
   Floats v;
@@ -128,27 +128,41 @@ static float take_apart(const float* pairs, size_t n, float* tops, float* sums, 
   return largest;
 }
 
+// Sixteen sums in double precision, lane by lane, and then by a fixed tree.
+struct LaneSums {
+  Doubles lanes[2 * kParts];
+  inline __attribute__((always_inline)) LaneSums() : lanes{} {}
+  inline __attribute__((always_inline)) void add(int part, Floats v) {
+    Doubles low, high;
+    widen(v, low, high);
+    lanes[2 * part] += low;
+    lanes[2 * part + 1] += high;
+  }
+  inline __attribute__((always_inline)) double sum() const {
+    double lane[16];
+    std::memcpy(lane, lanes, 128);
+    for (int width = 8; width > 0; width /= 2) {
+      for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
+    }
+    return lane[0];
+  }
+};
+
 // weights[b] = sums[b] * exp((tops[b] - max) * scale) for blocks b in [0, n), 0 where the top is -inf; returns their
 // sum. n is a multiple of 16 (pad with tops of -inf).
 static double weigh(const float* tops, const float* sums, size_t n, float max, float scale, float* weights) {
   const Floats none = Floats{} - INFINITY;
-  Doubles total[kParts];
-  for (int k = 0; k < kParts; ++k) total[k] = Doubles{};
+  LaneSums total;
   for (size_t i = 0; i < n; i += 16) {
     for (int k = 0; k < kParts; ++k) {
       const size_t at = i + k * kLanes;
       const Floats top = load(tops + at), one = load(sums + at) * exp_of((top - max) * scale);
       const Floats weight = top > none ? one : Floats{};
       std::memcpy(weights + at, &weight, sizeof weight);
-      total[k] += __builtin_convertvector(weight, Doubles);
+      total.add(k, weight);
     }
   }
-  double lane[16];
-  std::memcpy(lane, total, 128);
-  for (int width = 8; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
-  }
-  return lane[0];
+  return total.sum();
 }
 
 // How many of x[0..n) reach the bound; n is a multiple of 16.
@@ -165,28 +179,82 @@ static size_t count_at_least(const float* x, size_t n, float bound) {
   return total;
 }
 
-// The sum of exp((x[i] - max) * scale) over those of x[0..n) that reach the bound, and in *count how many do; n <= 64.
-static float sum_at_least(const float* x, size_t n, float bound, float max, float scale, size_t* count) {
-  float padded[64];
-  if (n < 64) {
-    for (size_t i = 0; i < 64; ++i) padded[i] = i < n ? x[i] : -INFINITY;
-    x = padded;
+// weights[i] = exp((x[i] - max) * scale), 0 for those that reach the limit; n is a multiple of 16.
+static void powers(const float* x, size_t n, float limit, float max, float scale, float* weights) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    const Floats v = load(x + i), power = exp_of((v - max) * scale), weight = v < limit ? power : Floats{};
+    std::memcpy(weights + i, &weight, sizeof weight);
   }
-  Floats sum{};
-  Ints reached{};
-  for (size_t i = 0; i < 64; i += kLanes) {
-    const Floats v = load(x + i), power = exp_of((v - max) * scale);
-    sum += v >= bound ? power : Floats{};
-    reached -= v >= bound;
+}
+
+// The sum of the weights of those of x[0..n) that reach the bound; n is a multiple of 64.
+static double sum_at_least(const float* x, const float* weights, size_t n, float bound) {
+  LaneSums total;
+  for (size_t i = 0; i < n; i += 64) {
+    for (int k = 0; k < kParts; ++k) {
+      Floats sum{};
+      for (size_t at = k * kLanes; at < 64; at += 16) {
+        sum += load(x + i + at) >= bound ? load(weights + i + at) : Floats{};
+      }
+      total.add(k, sum);
+    }
   }
-  float total = 0.0f;
-  int32_t found = 0;
-  for (int l = 0; l < kLanes; ++l) {
-    total += sum[l];
-    found += reached[l];
+  return total.sum();
+}
+
+// The same of each 64 of them, n / 64 sums.
+static void sums_at_least(const float* x, const float* weights, size_t n, float bound, float* sums) {
+  for (size_t i = 0; i < n; i += 64) {
+    Floats sum[kParts];
+    for (int k = 0; k < kParts; ++k) {
+      sum[k] = Floats{};
+      for (size_t at = k * kLanes; at < 64; at += 16) {
+        sum[k] += load(x + i + at) >= bound ? load(weights + i + at) : Floats{};
+      }
+    }
+    sums[i / 64] = reduce_add(sum);
   }
-  *count += size_t(found);
-  return total;
+}
+
+// Copies those of x[0..n) that reach the bound, in order, and returns how many; reads the listed blocks only.
+// starts[i]: how many come before listed block i. Room for 15 more must follow what is copied.
+static size_t collect(const float* x, size_t n, const int32_t* blocks, size_t count, float bound, float* out,
+                      uint32_t* starts) {
+  size_t found = 0;
+  for (size_t at = 0; at < count; ++at) {
+    starts[at] = uint32_t(found);
+    const float* ahead = x + size_t(blocks[std::min(at + kAhead, count - 1)]) * kBlock;
+    for (size_t i = 0; i < kBlock; i += 16) __builtin_prefetch(ahead + i);
+    const float* block = x + size_t(blocks[at]) * kBlock;
+    const size_t left = n - size_t(blocks[at]) * kBlock;
+    float padded[kBlock];
+    if (left < kBlock) {
+      for (size_t i = 0; i < kBlock; ++i) padded[i] = i < left ? block[i] : -INFINITY;
+      block = padded;
+    }
+    for (size_t i = 0; i < kBlock; i += kLanes) {
+      const Floats v = load(block + i);
+      const unsigned bits = at_least(v, bound);
+      compress(v, bits, out + found);
+      found += size_t(__builtin_popcount(bits));
+    }
+  }
+  return found;
+}
+
+// Copies those of x[0..n) in [low, high) with their weights, in order, and returns how many; in place too. n is a
+// multiple of 16; room for 15 more must follow what is copied.
+static size_t between(const float* x, const float* weights, size_t n, float low, float high, float* out,
+                      float* out_weights) {
+  size_t found = 0;
+  for (size_t i = 0; i < n; i += kLanes) {
+    const Floats v = load(x + i), weight = load(weights + i);
+    const unsigned bits = at_least(v, low) & ~at_least(v, high);
+    compress(v, bits, out + found);
+    compress(weight, bits, out_weights + found);
+    found += size_t(__builtin_popcount(bits));
+  }
+  return found;
 }
 
 // Bit i: whether x[i] reaches the bound, for i in [0, n), n <= 64.

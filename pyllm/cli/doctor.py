@@ -13,9 +13,18 @@ from typing import Any
 import click
 
 import pyllm
+from pyllm.devices import cuda_driver
 
 DEPENDENCIES = ("numpy", "tokenizers", "sentencepiece", "huggingface_hub", "jinja2", "click", "tqdm")
-VARIABLES = ("PYLLM_ISA", "PYLLM_NUM_THREADS", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE")
+VARIABLES = (
+    "PYLLM_ISA",
+    "PYLLM_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYLLM_CUDA_EMULATOR",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+)
 
 
 @click.command()
@@ -100,7 +109,18 @@ def _cuda() -> dict[str, Any]:
         "driver": driver[0].partition(":")[2].strip() if driver else None,
         "devices": sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*")),
         "kernels in this build": importlib.util.find_spec("pyllm._cuda") is not None,
+        "CuPy": _version("cupy-cuda13x") or _version("cupy"),
+        "cuBLASLt": cuda_driver.cublaslt_path(),
+        "device='cuda'": cuda_driver.missing() or _gpu(),
     }
+
+
+def _gpu() -> str:
+    """What device='cuda' runs on."""
+    info = cuda_driver.load()[0].device_info()
+    major, minor = info["compute_capability"]
+    free, total = info["free_memory"] / 2**30, info["total_memory"] / 2**30
+    return f"{info['name']}, compute capability {major}.{minor}, {free:.1f} of {total:.1f} GiB free"
 
 
 def _core() -> Any:

@@ -31,7 +31,7 @@ loading = _all(  # collected by `load`
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--quantization", metavar="TYPE", help="Pack weights as int8, int8-fast, int4 or int4-g128."),
     click.option("--kv-cache", metavar="TYPE", help="Keep keys and values as int8, or as another dtype."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu or reference."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or reference."),
     click.option("--threads", type=int, help="Threads [default: PYLLM_NUM_THREADS, OMP_NUM_THREADS or all cores]."),
 )
 

@@ -1,1 +1,1 @@
-"""Devices that run programs: `cpu` (the C++ core) and `reference` (NumPy in float64)."""
+"""Devices that run programs: `cpu` (the C++ core), `cuda` (an NVIDIA GPU), `reference` (NumPy in float64)."""

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import os
+import re
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..decode.options import GenerationOptions
+from ..devices import cuda_driver
 from ..devices.formats import DTYPES, KV_CACHES, QUANTIZATIONS
-from ..errors import DeviceError, InvalidConfigError, InvalidOptionError, UnknownOptionError
+from ..errors import InvalidConfigError, InvalidOptionError, UnknownOptionError
 from ..models import BoundCheckpoint, bind, network_of
 from ..program.batch import Runner
 from ..program.network import Network
@@ -26,7 +28,7 @@ from .language_model import LanguageModel
 from .model import Model
 from .seq2seq_model import Seq2SeqModel
 
-DEVICES = ("auto", "cpu", "reference")
+DEVICES = ("auto", "cpu", "cuda", "reference")
 
 # Loading options of transformers that pyllm lacks: the values at which they ask for nothing, and what to do otherwise.
 FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -69,7 +71,8 @@ def load(
     dtype             "float32", "bfloat16", "float16" (torch.bfloat16 and so on as well), or "auto": the checkpoint's
                       own (float16 runs as bfloat16); "float32-bf16x3": float32 whose matmuls are three products of
                       bfloat16 halves on processors with AMX, to about 1e-5, and plain float32 elsewhere
-    device            "cpu" (transformers' -1 as well), "reference" (NumPy in float64: slow, for checking), or "auto"
+    device            "cpu" (transformers' -1 as well), "cuda" or "cuda:1" (an NVIDIA GPU), "reference" (NumPy in
+                      float64: slow, for checking), or "auto": "cuda" where it can be used and no num_threads is given
     quantization      None: as the checkpoint is, which may be quantised by GPTQ, AWQ, compressed-tensors or
                       bitsandbytes. "int8", "int8-fast" (8-bit activations too), "int4" (groups of 32 inputs),
                       "int4-g128": weights of linear layers and experts are quantised while loading
@@ -83,6 +86,7 @@ def load(
     dtype, device, kv_cache = _name_of_dtype(dtype), _name_of_device(device), _name_of_dtype(kv_cache)
     _check_options(unknown, dtype, device, quantization, kv_cache, num_threads)
     num_threads = None if num_threads is None else int(num_threads)
+    device = _chosen_device(device, num_threads)
     checkpoint = open_checkpoint(
         model, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only, progress=progress
     )
@@ -95,6 +99,19 @@ def load(
             from ..devices.reference import ReferenceRunner
 
             runner, chosen = ReferenceRunner(network, tensors), "float64"
+        elif device != "cpu":
+            from ..devices.cuda import CudaRunner
+
+            runner = CudaRunner(
+                network,
+                tensors,
+                dtype=chosen,
+                quantization=quantization or _recorded_quantization(checkpoint),
+                kv_cache=kv_cache,
+                progress=progress,
+                folder=checkpoint.folder,
+                device_index=_device_index(device),
+            )
         else:
             from ..devices.cpu import CpuRunner
 
@@ -120,7 +137,7 @@ def load(
         dtype=chosen,
         quantization=getattr(runner, "quantization", None),
         kv_cache=getattr(runner, "kv_cache", chosen),
-        device="cpu" if device == "auto" else device,
+        device=device,
     )
 
 
@@ -194,7 +211,7 @@ def _check_options(
     kv_cache: object,
     num_threads: object,
 ) -> None:
-    """All problems at once. Raises UnknownOptionError, DeviceError (cuda) or InvalidOptionError."""
+    """All problems at once. Raises UnknownOptionError, InvalidOptionError, or DeviceError (cuda lacks something)."""
     known = [name for name in inspect.signature(load).parameters if name != "unknown"]
     unknowns, problems = [], []
     for name, value in unknown.items():
@@ -213,16 +230,30 @@ def _check_options(
             "the reference device computes with a checkpoint's own weights in float64, got quantization="
             f"{quantization!r} and kv_cache={kv_cache!r}; leave them out"
         )
-    cuda = isinstance(device, str) and device.partition(":")[0] == "cuda"
+    cuda = isinstance(device, str) and re.fullmatch(r"cuda(:\d{1,4})?", device) is not None
     if not cuda and (not isinstance(device, str) or device not in DEVICES):
-        problems.append(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+        problems.append(f"device must be one of {', '.join(DEVICES)} or a GPU by number ('cuda:0'), got {device!r}")
     if num_threads is not None and not _is_count(num_threads):
         problems.append(f"num_threads must be a positive number or None, got {num_threads!r}")
+    elif num_threads is not None and cuda:
+        problems.append(f"num_threads is for the processor, got num_threads={num_threads!r} with device={device!r}")
     if unknowns or problems:
         kind = UnknownOptionError if unknowns else InvalidOptionError
         raise kind("[load] " + "; ".join(unknowns + problems))
     if cuda:
-        raise DeviceError("[load] device 'cuda' needs a build with CUDA kernels, this one has none; use device='cpu'")
+        cuda_driver.load(_device_index(device))
+
+
+def _chosen_device(device: Any, num_threads: int | None) -> str:
+    """ "auto" resolved. A number of threads asks for the processor."""
+    if device != "auto":
+        return str(device)
+    return "cuda" if num_threads is None and not cuda_driver.emulated() and cuda_driver.missing() is None else "cpu"
+
+
+def _device_index(device: Any) -> int:
+    """Of "cuda" or "cuda:1"."""
+    return int(str(device).partition(":")[2] or 0)
 
 
 def _wrong_choice(name: str, value: object, known: tuple[str, ...], *, none: bool = False) -> list[str]:

@@ -103,6 +103,52 @@ TEST_P(Search, EveryDrawIsAToken) {
   }
 }
 
+// Rows of many shapes: flat, peaked, few distinct values, partly ruled out, all equal.
+std::vector<float> shaped_row(size_t n, int shape) {
+  std::vector<float> x = random_row(n, unsigned(n) + unsigned(shape));
+  for (size_t i = 0; i < n; ++i) {
+    if (shape == 1) x[i] *= 0.2f;
+    if (shape == 2) x[i] = std::floor(x[i]) / 2;
+    if (shape == 3 && i % 3 != 1 && n > 1) x[i] = -INFINITY;
+    if (shape == 4) x[i] = -2.5f;
+  }
+  if (shape == 5) x[n / 2] += 30.0f;
+  return x;
+}
+
+TEST_P(Search, NucleusIsThatOfAStableSort) {
+  for (size_t n : {1, 63, 64, 65, 1000, 8191, 8256, 30011}) {
+    for (int shape = 0; shape < 6; ++shape) {
+      for (double p : {0.0, 0.3, 0.9, 0.9995}) {
+        const std::vector<float> x = shaped_row(n, shape);
+        const float scale = shape == 0 ? 0.7f : 1.0f;
+        const Row row(x.data(), n, true, scale);
+        std::vector<Candidate> order;
+        for (size_t i = 0; i < n; ++i) order.push_back({x[i], int32_t(i)});
+        std::stable_sort(order.begin(), order.end(), better);
+        double total = 0.0, before = 0.0;
+        for (const Candidate& c : order) total += std::exp((double(c.value) - row.max) * scale);
+        size_t least = 0, most = 0;  // how many are left, give or take the rounding of float32 sums
+        for (const Candidate& c : order) {
+          least += least == 0 || before < (p - 1e-6) * total;
+          most += most == 0 || (before < (p + 1e-6) * total && c.value > -INFINITY);
+          before += std::exp((double(c.value) - row.max) * scale);
+        }
+        const Nucleus nucleus(row, p);
+        std::vector<Candidate> kept = nucleus.candidates();
+        EXPECT_TRUE(std::is_sorted(kept.begin(), kept.end(), [](auto& a, auto& b) { return a.id < b.id; }));
+        std::sort(kept.begin(), kept.end(), better);
+        ASSERT_TRUE(kept.size() >= least && kept.size() <= most) << n << ' ' << shape << ' ' << p;
+        for (size_t i = 0; i < kept.size(); ++i) ASSERT_EQ(kept[i].id, order[i].id) << n << ' ' << shape << ' ' << p;
+        Choices all;
+        all.all = nucleus.candidates();
+        all.weigh(row.max, 1.0 / scale);
+        for (double u : {0.0, 0.2, 0.7, 1.0 - 0x1p-53}) EXPECT_EQ(nucleus.at(1.0 / scale, u), all.at(u));
+      }
+    }
+  }
+}
+
 TEST_P(Search, DrawsWithoutReplacementAreDistinct) {
   for (size_t n : {3, 700}) {
     const std::vector<float> x = random_row(n, 9);
