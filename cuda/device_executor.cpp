@@ -88,9 +88,10 @@ void Executor::reserve(int rows) {
   size_t bytes = 0;
   for (size_t i = 0; i < routines_.size(); i++) {
     StepSizes prompt;
-    prompt.rows = prompt.most_rows = int(std::min<int64_t>(rows, program_.routines[i].max_positions));
+    prompt.rows = rows;
     prompt.sequences = prompt.logits = 1;
-    prompt.longest = prompt.rows;
+    prompt.longest = std::min<int64_t>(rows, program_.routines[i].max_positions);
+    prompt.most_rows = int(prompt.longest);
     prompt.width = (prompt.longest + kBlockTokens - 1) / kBlockTokens;
     if (program_.routines[i].reads_cross()) {
       prompt.longest_cross = prompt.longest;
