@@ -22,7 +22,8 @@ def _take_module_from_file() -> None:
     path = os.environ.get("PYLLM_EMU_MODULE")
     if path:
         spec = importlib.util.spec_from_file_location("pyllm._cuda_emu", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules["pyllm._cuda_emu"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         pyllm._cuda_emu = module  # type: ignore[attr-defined]
