@@ -53,7 +53,7 @@ function(_pyllm_kernel_options target)
   target_include_directories(${target} PRIVATE cuda)
   target_link_libraries(${target} PRIVATE pyllm_options)
   target_compile_options(${target} PRIVATE
-    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-lineinfo;-Xcompiler=-Wall,-Wextra>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--expt-relaxed-constexpr;-lineinfo;-Xcompiler=-Wall,-Wextra>"
     "$<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${PYLLM_WERROR}>>:-Xptxas=-v;-Werror=all-warnings;-Xcompiler=-Werror>")
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
 endfunction()

@@ -222,15 +222,19 @@ void combine(const RouteArgs& a, const View& y, const View& residual, const View
 // sample.cu: one token a row, as csrc/search draws it (pyllm/decode: greedy, sample). -1: the row holds NaN or nothing to
 // draw from.
 struct Choice {
-  float temperature = 1.0f;  // 0: the largest logit, the lowest id among equals
-  int32_t top_k = 0;
-  float top_p = 1.0f, min_p = 0.0f;
+  double temperature = 1.0;  // 0: the largest logit, the lowest id among equals
+  double top_p = 1.0, min_p = 0.0;
   uint64_t seed = 0;
+  int32_t top_k = 0;
   uint32_t seed_index = 0, sequence = 0, step = 0;  // Philox4x32-10 counters as csrc/search/draw.h has them
 };
+// What the host knows of all rows' choices, so that kernels which none of them needs are left out: no top-k, top-p or
+// min-p; top-p only where there is a top-k below n; or nothing.
+enum class Cuts : int { none = 0, top_k = 1, any = 2 };
+static constexpr int64_t kMostChoices = int64_t(1) << 21;  // columns: sums of weights are 64-bit integers
 size_t choose_workspace(int rows, int64_t n);
 void choose(const View& logits, int rows, int64_t n, const Choice* choices, int32_t* tokens, void* workspace,
-            Stream stream);
+            Stream stream, Cuts cuts = Cuts::any);
 // logits f32 [rows, n], in place: transformers' repetition penalty over the row's history [lengths[r]] (begin offsets[r]
 // in ids), then frequency and presence penalties (counts of the history).
 struct Penalties {
@@ -242,8 +246,10 @@ void penalise(const View& logits, int rows, int64_t n, const Penalties& p, Strea
 void advance(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context, Choice* choices,
              Stream stream);
 
-// beam.cu: of each row the log-sum-exp and the `count` best (value, id), best first, ties to the lower id; out_values are
-// logits - lse (+ running[r] added first in float32 as csrc/search does). NaN rows: ids of -1.
+// beam.cu: of each row the log-sum-exp and the `count` best (value, id), best first, ties to the lower id; out_values
+// [rows, count] are logits, or with `normalise` logits - lse as csrc/search takes it away. Where n is less than count,
+// ids of -1 follow. Rows with NaN or +inf: ids of -1 and a NaN as lse.
+static constexpr int kMostBest = 1024;
 size_t top_workspace(int rows, int64_t n, int count);
 void top(const View& logits, int rows, int64_t n, int count, bool normalise, float* out_values, int32_t* out_ids,
          float* out_lse, void* workspace, Stream stream);

@@ -93,8 +93,9 @@ def _int4(n16: int, k: int, format: int, rng: Any) -> tuple[Array, Array, Array,
 def plain(format: int, n: int, k: int, rng: Any, *, gated: bool = False, bias: bool = False) -> Plain:
     """A random matrix of N outputs (gated: gate and up rows together) and K inputs."""
     n16 = up(n, 16)
+    used = n16 if gated else n  # the last gates and ups may stand beyond row n
     dense = np.zeros((n16, k), np.float32)
-    dense[:n] = rng.standard_normal((n, k)) / np.sqrt(k)
+    dense[:used] = rng.standard_normal((used, k)) / np.sqrt(k)
     scales: Array = np.zeros(0, np.float32)
     zeros, ld = None, up(k, 64)
     if format in GROUPS:
@@ -110,11 +111,11 @@ def plain(format: int, n: int, k: int, rng: Any, *, gated: bool = False, bias: b
         values = widen(stored, NAMES[format]).astype(np.float64)
         codes = np.zeros((n16, ld), stored.dtype)
         codes[:, :k] = stored
-    values = values[:n]
+    values = values[:used]
     packed_bias = np.zeros(n16, np.float32) if bias else None
     if packed_bias is not None:
-        packed_bias[:n] = rng.standard_normal(n)
-    wanted_bias = None if packed_bias is None else packed_bias[:n].astype(np.float64)
+        packed_bias[:used] = rng.standard_normal(used)
+    wanted_bias = None if packed_bias is None else packed_bias[:used].astype(np.float64)
     if gated:
         order = gate_first(n)
         values = values[order]

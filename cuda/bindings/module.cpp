@@ -20,6 +20,7 @@ Type type_of(const std::string& name) {
   throw Error(ErrorKind::option, text("[type] it must be one of float32, bfloat16, float16, got '", name, "'"));
 }
 
+void bind_linear(py::module_& m);  // linear.cpp
 void bind_tiles(py::module_& m);  // tiles.cpp
 
 namespace {
@@ -118,6 +119,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   py::register_local_exception_translator(&translate);
   bind_devices(m);
   bind_attention(m);
+  bind_linear(m);
   bind_tiles(m);
   bind_rows(m);
 }

@@ -16,9 +16,7 @@ namespace {
 
 using ViewArgument = std::optional<std::tuple<uintptr_t, int64_t, std::string>>;
 
-View view_of(const ViewArgument& v) {
-  return v ? view_at(std::get<0>(*v), std::get<1>(*v), std::get<2>(*v)) : View{};
-}
+View view_of(const ViewArgument& v) { return v ? view_at(std::get<0>(*v), std::get<1>(*v), std::get<2>(*v)) : View{}; }
 
 uintptr_t address_in(const py::dict& d, const char* name) {
   return d.contains(name) ? d[name].cast<uintptr_t>() : uintptr_t(0);
@@ -127,11 +125,88 @@ void bind_norms(py::module_& m) {
       py::arg("num_slices"), py::arg("eps"), py::arg("stream") = 0);
 }
 
+// numpy's dtype of a Choice: its fields as they lie in memory.
+py::object choice_dtype() {
+  py::list names, formats, offsets;
+  const auto field = [&](const char* name, const char* format, size_t offset) {
+    names.append(name), formats.append(format), offsets.append(offset);
+  };
+  field("temperature", "f8", offsetof(Choice, temperature));
+  field("top_p", "f8", offsetof(Choice, top_p));
+  field("min_p", "f8", offsetof(Choice, min_p));
+  field("seed", "u8", offsetof(Choice, seed));
+  field("top_k", "i4", offsetof(Choice, top_k));
+  field("seed_index", "u4", offsetof(Choice, seed_index));
+  field("sequence", "u4", offsetof(Choice, sequence));
+  field("step", "u4", offsetof(Choice, step));
+  py::dict fields;
+  fields["names"] = names;
+  fields["formats"] = formats;
+  fields["offsets"] = offsets;
+  fields["itemsize"] = sizeof(Choice);
+  return py::module_::import("numpy").attr("dtype")(fields);
+}
+
+void bind_choices(py::module_& m) {
+  m.def("choice_dtype", &choice_dtype, "What choose() takes: an array of these, one a row.");
+  m.def("choose_workspace", &choose_workspace, py::arg("rows"), py::arg("n"), "Bytes.");
+  m.def("top_workspace", &top_workspace, py::arg("rows"), py::arg("n"), py::arg("count"), "Bytes.");
+  m.attr("MOST_CHOICES") = kMostChoices;
+  m.attr("MOST_BEST") = kMostBest;
+  m.def(
+      "choose",
+      [](const ViewArgument& logits, int rows, int64_t n, uintptr_t choices, uintptr_t tokens, uintptr_t workspace,
+         int cuts, uintptr_t stream) {
+        choose(view_of(logits), rows, n, at<const Choice>(choices), at<int32_t>(tokens), at<void>(workspace),
+               stream_at(stream), Cuts(cuts));
+      },
+      py::arg("logits"), py::arg("rows"), py::arg("n"), py::arg("choices"), py::arg("tokens"), py::arg("workspace"),
+      py::arg("cuts") = int(Cuts::any), py::arg("stream") = 0);
+  m.def(
+      "top",
+      [](const ViewArgument& logits, int rows, int64_t n, int count, bool normalise, uintptr_t values, uintptr_t ids,
+         uintptr_t lse, uintptr_t workspace, uintptr_t stream) {
+        top(view_of(logits), rows, n, count, normalise, at<float>(values), at<int32_t>(ids), at<float>(lse),
+            at<void>(workspace), stream_at(stream));
+      },
+      py::arg("logits"), py::arg("rows"), py::arg("n"), py::arg("count"), py::arg("normalise"), py::arg("values"),
+      py::arg("ids"), py::arg("lse"), py::arg("workspace"), py::arg("stream") = 0);
+}
+
+void bind_steps(py::module_& m) {
+  m.def(
+      "penalise",
+      [](const ViewArgument& logits, int rows, int64_t n, uintptr_t ids, uintptr_t offsets, uintptr_t lengths,
+         uintptr_t repetition, uintptr_t frequency, uintptr_t presence, uintptr_t stream) {
+        Penalties p;
+        p.ids = at<const int32_t>(ids);
+        p.offsets = at<const int32_t>(offsets);
+        p.lengths = at<const int32_t>(lengths);
+        p.repetition = at<const float>(repetition);
+        p.frequency = at<const float>(frequency);
+        p.presence = at<const float>(presence);
+        penalise(view_of(logits), rows, n, p, stream_at(stream));
+      },
+      py::arg("logits"), py::arg("rows"), py::arg("n"), py::arg("ids"), py::arg("offsets"), py::arg("lengths"),
+      py::arg("repetition") = 0, py::arg("frequency") = 0, py::arg("presence") = 0, py::arg("stream") = 0);
+  m.def(
+      "advance",
+      [](uintptr_t tokens, int rows, uintptr_t ids, uintptr_t positions, uintptr_t context, uintptr_t choices,
+         uintptr_t stream) {
+        advance(at<const int32_t>(tokens), rows, at<int32_t>(ids), at<int32_t>(positions), at<int32_t>(context),
+                at<Choice>(choices), stream_at(stream));
+      },
+      py::arg("tokens"), py::arg("rows"), py::arg("ids"), py::arg("positions"), py::arg("context"), py::arg("choices"),
+      py::arg("stream") = 0);
+}
+
 }  // namespace
 
 void bind_rows(py::module_& m) {
   bind_embedding(m);
   bind_norms(m);
+  bind_choices(m);
+  bind_steps(m);
 }
 
 }  // namespace cuda

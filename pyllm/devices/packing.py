@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .. import _C
 from ..checkpoint.codes import Codes
 from ..program.tensors import Matrix, Source
 from .formats import GROUPS, Chosen
@@ -29,7 +28,26 @@ class Tensors(Protocol):
         """The tensor's memory will not be read again."""
 
 
-def load_weights(executor: _C.Executor, lowered: Lowering, tensors: Tensors, progress: bool) -> None:
+class Packer(Protocol):
+    """What packs and keeps weights: _C.Executor, or cuda_packing.DeviceWeights. matrix and id are the core's."""
+
+    def pack(self, matrix: int, parts: list[NDArray[Any]], bias: list[NDArray[np.float32]]) -> None:
+        """A matrix from floats [n, k], one array a source, and their biases."""
+
+    def pack_codes(
+        self,
+        matrix: int,
+        parts: list[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.uint8] | None]],
+        bias: list[NDArray[np.float32]],
+        group_size: int = 0,
+    ) -> None:
+        """A matrix from (codes, scales, zero points), one triple a source; group_size inputs share a scale, 0: all."""
+
+    def set_vector(self, id: int, values: NDArray[np.float32]) -> None:
+        """A vector."""
+
+
+def load_weights(executor: Packer, lowered: Lowering, tensors: Tensors, progress: bool) -> None:
     """Packs everything, one matrix at a time, so that at most one tensor is in memory beside the packed weights."""
     uses: dict[str, int] = {}
     for matrix in lowered.matrices:

@@ -1,0 +1,14 @@
+// The skinny matmul over bfloat16 weights.
+#include "linear_skinny.cuh"
+
+namespace pyllm {
+namespace cuda {
+namespace skinny {
+
+void run_bf16(const LinearArgs& a, int multiprocessors, Stream stream) {
+  run<Floats<bf16>, 4>(a, multiprocessors, stream);
+}
+
+}  // namespace skinny
+}  // namespace cuda
+}  // namespace pyllm
