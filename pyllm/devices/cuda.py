@@ -16,6 +16,7 @@ from ..program.program import Program
 from . import cuda_driver
 from .cuda_memory import DeviceMemory, Kept
 from .cuda_packing import DeviceWeights
+from .cuda_rows import Chooser, CudaRows
 from .formats import plain_dtype
 from .lowering import Lowering, Routine, wanted_buffers, warn_inexact
 from .packing import Tensors, load_weights
@@ -59,6 +60,7 @@ class CudaRunner:
         self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
         self._outputs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._chooser = Chooser(self._module, xp, self._memory, device_index)
         self._process = os.getpid()
         self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
         self._weights = DeviceWeights(lowered, partial(self._memory.upload, "weights"))
@@ -151,6 +153,10 @@ class CudaRunner:
             capture.values = dict(zip(buffers, values, strict=True))
             capture.weights = dict(zip(attentions, weights, strict=True))
         return rows
+
+    def device_rows(self, output: Any) -> CudaRows:
+        """What `run` gave, as program.batch.DeviceRows: choices are made on the GPU."""
+        return self._chooser.rows(output)
 
     def memory_report(self) -> dict[str, int]:
         """Bytes held: weights, activations and scratch of a step, key/value caches, outputs, all on the device; and
