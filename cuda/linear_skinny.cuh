@@ -258,6 +258,8 @@ struct Multiply {
   int64_t first;        // this lane's row g of the first tile
   const uint8_t* from;  // its first bytes there
 
+  __device__ __forceinline__ Multiply(const LinearArgs& args, const Stage<Op>& staged) : a(args), stage(staged) {}
+
   // The first tile of a group; the last group shares tiles with the one before, so that it has R too.
   __device__ __forceinline__ int64_t tile_of(int64_t group) const {
     return group * R + R <= tiles ? group * R : tiles - R;
@@ -344,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_of<Op, R, C, Staged>())) ski
   using Work = Multiply<Op, R, C, Staged>;
   const Stage<Op> stage = {reinterpret_cast<u32*>(shared + kWarps * 8 * C * kColumn), a.m,
                            Stage<Op>::stride_of(a.w.ld)};
-  Work work = {a, stage};
+  Work work(a, stage);
   int64_t group = blockIdx.x;
   let_next_begin();
   work.begin(group);
