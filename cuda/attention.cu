@@ -1,6 +1,6 @@
 // Chooses how a step attends, and joins the pieces that blocks along the keys left. Everything is chosen from the sizes
 // of a step or, where that would make a row depend on its neighbours, on the device from its own sequence's.
-#include "attention.cuh"
+#include "attention_mma.cuh"
 
 namespace pyllm {
 namespace cuda {
@@ -80,7 +80,14 @@ void attend(const AttendArgs& args, const StepView& given, Stream stream) {
   const AttendArgs a = settled(args);
   const StepView step = settled(args, given);
   if (step.rows <= 0 || step.sequences <= 0) return;
-  attend_plain(a, step, stream);
+  if (mma_takes(a)) {
+    // Which of both takes a sequence, the kernels see from its own rows.
+    const bool bf = a.type == Type::bf16, many = step.most_rows > kDecodeRows;
+    (bf ? decode_bf16 : decode_f16)(a, step, stream);
+    if (many) (bf ? prefill_bf16 : prefill_f16)(a, step, stream);
+  } else {
+    attend_plain(a, step, stream);
+  }
   if (a.weights) attend_weights(a, step, stream);
 }
 

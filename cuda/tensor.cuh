@@ -187,6 +187,17 @@ __device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
   return as<u32>(__hfma2(as<P>(a), as<P>(b), as<P>(c)));
 }
 
+// 2^x, within 2 units in the last place; results below 2^-126 are 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+#if defined(PYLLM_CUDA_EMU)
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // 16 bytes of weights: read once, so not kept in L1; on 16 bytes.
 __device__ __forceinline__ uint4 load_once16(const void* p) {
 #if defined(PYLLM_CUDA_EMU)

@@ -1,0 +1,343 @@
+// Attention of sequences with few rows: a block takes up to 16 query vectors and chunks of 256 keys, a warp the 32 keys
+// of one block of the cache. Keys and values go from memory to registers in pieces of 16 bytes a lane: the order of a
+// dot product's terms and of the dims of an output is free, so a lane's piece is its part of several mma's.
+//
+// Keys: lane (g = lane / 4, t = lane % 4) loads kKey dims of key g; numbers 4 m .. 4 m + 3 are b of mma m, whose a has
+// the same dims of the queries. Values: the lane loads kValue dims, from kValue g on, of keys 2 t, 2 t + 1, 2 t + 8 and
+// 2 t + 9 of 16; number j of each make b of mma j, whose column n is dim kValue n + j.
+#pragma once
+#include "attention_mma.cuh"
+
+namespace pyllm {
+namespace cuda {
+namespace {
+
+constexpr int kWarps = kChunkKeys / kBlockTokens, kThreads = kWarps * 32, kVectors = 16;
+
+template <KvFormat F, int EP>
+struct Shape {
+  static constexpr int kSize = F == KvFormat::i8 ? 1 : 2;
+  static constexpr int kKey = F == KvFormat::i8 && EP % 64 == 0 ? 16 : 8;
+  static constexpr int kWidest = 16 / kSize;  // numbers in 16 bytes
+  static constexpr int kValue = EP % (8 * kWidest) == 0 ? kWidest : EP % 64 == 0 ? 8 : 4;
+  static constexpr int kKeyLoads = EP / (4 * kKey), kRanges = EP / (8 * kValue);
+  static constexpr int kKeyBytes = kKey * kSize, kValueBytes = kValue * kSize;
+  static constexpr int kAhead = EP > 128        ? 2
+                                : kKeyLoads < 4 ? kKeyLoads
+                                                : 4;  // loads of each key before the first product
+  static constexpr int kRangesAhead = EP > 128 ? 1 : kRanges < 2 || kRanges % 2 ? kRanges : 2;
+  static constexpr int kQueryLd = EP + (EP % 64 ? 0 : 32);  // elements: rows g and g + 1 in different banks
+  static constexpr int kOutLd = EP + 4;
+};
+
+template <class T, int EP, int QueryLd>
+struct Shared {
+  T q[kVectors][QueryLd];
+  float top[kWarps][kVectors], sum[kWarps][kVectors];
+  Fold fold[kVectors];
+  Softmax state[kVectors];
+  // then float out[warps][vectors][EP + 4]
+};
+
+// One chunk of a warp: 32 keys from `first` on.
+template <class T, KvFormat F, int EP>
+struct Keys {
+  using S = Shape<F, EP>;
+  const uint8_t* half;  // of the block
+  int first, end;       // keys from `end` on are not there
+  int g, t;
+  float s[4][4];
+  u32 values[2][S::kRangesAhead][4][S::kValueBytes / 4];
+
+  __device__ __forceinline__ const uint8_t* key_at(int key) const { return half + key * EP * S::kSize; }
+  __device__ __forceinline__ bool there(int key) const { return first + key < end; }
+
+  template <int QueryLd>
+  __device__ __forceinline__ void scores(const T (&q)[kVectors][QueryLd]) {
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
+#pragma unroll
+    for (int c0 = 0; c0 < S::kKeyLoads; c0 += S::kAhead) {
+      u32 raw[S::kAhead][4][S::kKeyBytes / 4];
+#pragma unroll
+      for (int c = 0; c < S::kAhead; c++)
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+          const int key = 8 * n + g;
+          if (c0 + c < S::kKeyLoads)
+            load_words<S::kKeyBytes>(key_at(key) + ((c0 + c) * 4 + t) * S::kKeyBytes, there(key), raw[c][n]);
+        }
+      if (c0 == 0) load_values(0);
+#pragma unroll
+      for (int c = 0; c < S::kAhead; c++)
+        if (c0 + c < S::kKeyLoads) products(q, c0 + c, raw[c]);
+    }
+  }
+  template <int QueryLd>
+  __device__ __forceinline__ void products(const T (&q)[kVectors][QueryLd], int c,
+                                           const u32 (&raw)[4][S::kKeyBytes / 4]) {
+    u32 low[S::kKey / 2], high[S::kKey / 2];  // of vectors g and g + 8
+#pragma unroll
+    for (int i = 0; i < S::kKey / 8; i++) {
+      const int column = (c * 4 + t) * S::kKey + 8 * i;
+      u32 v[4];
+      load_words<16>(&q[g][column], true, v);
+#pragma unroll
+      for (int j = 0; j < 4; j++) low[4 * i + j] = v[j];
+      load_words<16>(&q[g + 8][column], true, v);
+#pragma unroll
+      for (int j = 0; j < 4; j++) high[4 * i + j] = v[j];
+    }
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      u32 k[S::kKey / 2];
+      to_pairs<T, F>(raw[n], k);
+#pragma unroll
+      for (int m = 0; m < S::kKey / 4; m++) {
+        const u32 a[4] = {low[2 * m], high[2 * m], low[2 * m + 1], high[2 * m + 1]};
+        Number<T>::mma(s[n], a, k[2 * m], k[2 * m + 1]);
+      }
+    }
+  }
+  __device__ __forceinline__ void load_values(int range) {
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int r = 0; r < S::kRangesAhead; r++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int key = 16 * j + 2 * t + i % 2 + i / 2 * 8;
+          load_words<S::kValueBytes>(key_at(key) + half_bytes<F>(EP) + ((range + r) * 8 + g) * S::kValueBytes,
+                                     there(key), values[j][r][i]);
+        }
+  }
+  // Scores become those of the vectors, -inf where one does not see the key.
+  __device__ __forceinline__ void finish(const AttendArgs& a, const Vector (&vectors)[2]) {
+    const bool biased = a.bias.table || a.bias.slopes;
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const Vector& v = vectors[i / 2];
+        const int key = 8 * n + 2 * t + i % 2, at = first + key;
+        if (F == KvFormat::i8) s[n][i] *= kv_scale(half, key, EP);
+        s[n][i] = at >= v.seen.begin && at < v.seen.end ? log2_score(a, biased, v, s[n][i], at) : -INFINITY;
+      }
+  }
+  // p = 2^(score - top); returns this lane's sums of it.
+  __device__ __forceinline__ void soften(const float (&base)[2], float (&sum)[2]) {
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        float& p = s[n][i];
+        p = fast_exp2(p - base[i / 2]);
+        sum[i / 2] += p;
+        if (F == KvFormat::i8 && p != 0.0f) p *= kv_scale(half + half_bytes<F>(EP), 8 * n + 2 * t + i % 2, EP);
+      }
+  }
+  // p times the values, to out[vector][dim].
+  __device__ __forceinline__ void weigh(float* out, int count) {
+    u32 p[2][4];
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        p[j][i] = Number<T>::pack(s[2 * j + i / 2][i % 2 * 2], s[2 * j + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+    for (int range = 0; range < S::kRanges; range += S::kRangesAhead) {
+      if (range) load_values(range);
+#pragma unroll
+      for (int r = 0; r < S::kRangesAhead; r++) {
+        float sums[S::kValue][4] = {};
+#pragma unroll
+        for (int j = 0; j < 2; j++) add_values(p[j], values[j][r], sums);
+        store_sums(out, count, range + r, sums);
+      }
+    }
+  }
+  __device__ __forceinline__ void add_values(const u32 (&p)[4], const u32 (&raw)[4][S::kValueBytes / 4],
+                                             float (&sums)[S::kValue][4]) {
+    u32 v[4][S::kValue / 2];
+#pragma unroll
+    for (int i = 0; i < 4; i++) to_pairs<T, F>(raw[i], v[i]);
+#pragma unroll
+    for (int d = 0; d < S::kValue; d++) {
+      const unsigned take = d % 2 ? 0x7632 : 0x5410;
+      Number<T>::mma(sums[d], p, __byte_perm(v[0][d / 2], v[1][d / 2], take),
+                     __byte_perm(v[2][d / 2], v[3][d / 2], take));
+    }
+  }
+  __device__ __forceinline__ void store_sums(float* out, int count, int range,
+                                             const float (&sums)[S::kValue][4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int vector = g + i / 2 * 8;
+      if (vector >= count) continue;
+      float* to = out + vector * S::kOutLd + (range * 8 + 2 * t + i % 2) * S::kValue;
+#pragma unroll
+      for (int d = 0; d < S::kValue; d += 4)
+        *reinterpret_cast<float4*>(to + d) = make_float4(sums[d][i], sums[d + 1][i], sums[d + 2][i], sums[d + 3][i]);
+    }
+  }
+};
+
+// Rounds the queries of a tile into shared memory; zeros where there is none.
+template <class T, int EP, int QueryLd>
+__device__ __forceinline__ void load_queries(const AttendArgs& a, const Sequence& seq, int kv_head, int first,
+                                             int count, T (&q)[kVectors][QueryLd]) {
+  const int e = int(a.kv.head_dim), group = a.num_heads / a.kv.heads;
+  for (int i = threadIdx.x; i < kVectors * EP; i += kThreads) {
+    const int v = i / EP, d = i % EP;
+    float x = 0.0f;
+    if (v < count && d < e)
+      x = floats(a.q, seq.row0 + (first + v) / group)[(kv_head * group + (first + v) % group) * e + d];
+    q[v][d] = from_float<T>(x);
+  }
+}
+
+template <class T, KvFormat F, int EP>
+__global__ void __launch_bounds__(kThreads, 1)
+    decode_kernel(const __grid_constant__ AttendArgs a, const __grid_constant__ StepView step, Pieces pieces,
+                  int tiles) {
+  using S = Shape<F, EP>;
+  using Memory = Shared<T, EP, S::kQueryLd>;
+  PYLLM_DYN_SHARED(unsigned char, bytes);
+  Memory& shared = *reinterpret_cast<Memory*>(bytes);
+  float* outs = reinterpret_cast<float*>(bytes + sizeof(Memory));
+  const int s = blockIdx.z, kv_head = blockIdx.y / tiles, first = blockIdx.y % tiles * kVectors;
+  const int group = a.num_heads / a.kv.heads, warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+  if (blockIdx.x == 0 && first == 0) clear_idle(a, step, s, kv_head * group, group);
+  const Sequence seq = sequence_of(step, s);
+  const int vectors = seq.rows * group;
+  if (seq.keys <= 0 || seq.rows > kDecodeRows || first >= vectors) return;
+  const int count = vectors - first < kVectors ? vectors - first : kVectors;
+
+  const Vector mine[2] = {vector_of(a, step, seq, kv_head, first + g), vector_of(a, step, seq, kv_head, first + g + 8)};
+  const int begin = vector_of(a, step, seq, kv_head, first).seen.begin;
+  const int end = vector_of(a, step, seq, kv_head, first + count - 1).seen.end;
+  int chunk = begin / kChunkKeys, last = (end - 1) / kChunkKeys;
+  if (pieces.split) {
+    if (int(blockIdx.x) < chunk || int(blockIdx.x) > last) return;
+    chunk = last = blockIdx.x;
+  }
+  load_queries<T, EP>(a, seq, kv_head, first, count, shared.q);
+  if (threadIdx.x < kVectors) shared.state[threadIdx.x] = {-INFINITY, 0.0f};
+  constexpr int kMine = (kVectors * EP + kThreads - 1) / kThreads;
+  float out[kMine] = {};
+  __syncthreads();
+
+  for (; chunk <= last; chunk++) {
+    const int from = chunk * kChunkKeys;
+    const int warp0 = begin > from ? (begin - from) / kBlockTokens : 0;  // warps that have keys: [warp0, warp1)
+    const int warp1 = end - from < kChunkKeys ? (end - from + kBlockTokens - 1) / kBlockTokens : kWarps;
+    const bool busy = warp >= warp0 && warp < warp1;
+    Keys<T, F, EP> keys;
+    keys.g = g, keys.t = threadIdx.x % 4, keys.first = from + warp * kBlockTokens, keys.end = end;
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+    if (busy) {
+      keys.half = seq.blocks[keys.first / kBlockTokens] + a.kv.layer_offset + kv_head * a.kv.head_stride;
+      keys.scores(shared.q);
+      keys.finish(a, mine);
+#pragma unroll
+      for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], keys.s[n][i]);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        top[i] = fmaxf(top[i], __shfl_xor_sync(kWarp, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(kWarp, top[i], 2));
+        if (keys.t == 0) shared.top[warp][g + 8 * i] = top[i];
+      }
+    }
+    __syncthreads();
+    for (int i = 0; i < 2; i++) {
+      top[i] = -INFINITY;
+      for (int w = warp0; w < warp1; w++) top[i] = fmaxf(top[i], shared.top[w][g + 8 * i]);
+      top[i] = base_of(top[i]);
+    }
+    if (busy) {
+      keys.soften(top, sum);
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(kWarp, sum[i], 1);
+        sum[i] += __shfl_xor_sync(kWarp, sum[i], 2);
+        if (keys.t == 0) shared.sum[warp][g + 8 * i] = sum[i];
+      }
+      keys.weigh(outs + warp * count * S::kOutLd, count);
+    }
+    __syncthreads();
+    if (int(threadIdx.x) < count) {
+      Softmax found{-INFINITY, 0.0f};
+      for (int w = warp0; w < warp1; w++) {
+        found.maximum = fmaxf(found.maximum, shared.top[w][threadIdx.x]);
+        found.sum += shared.sum[w][threadIdx.x];
+      }
+      found.maximum *= kLn2;
+      if (pieces.split) {
+        shared.fold[threadIdx.x] = {0.0f, 1.0f};
+        shared.state[threadIdx.x] = found;
+      } else {
+        shared.fold[threadIdx.x] = join(false, shared.state[threadIdx.x], found);
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kMine; i++) {
+      const int at = threadIdx.x + i * kThreads, v = at / EP, d = at % EP;
+      if (v >= count) break;
+      float total = 0.0f;
+      for (int w = warp0; w < warp1; w++) total += outs[(w * count + v) * S::kOutLd + d];
+      out[i] = fmaf(total, shared.fold[v].take, out[i] * shared.fold[v].keep);
+    }
+  }
+
+  const int e = int(a.kv.head_dim);
+#pragma unroll
+  for (int i = 0; i < kMine; i++) {
+    const int at = threadIdx.x + i * kThreads, v = at / EP, d = at % EP;
+    if (v >= count || d >= e) continue;
+    const int row = (first + v) / group, head = kv_head * group + (first + v) % group;
+    if (pieces.split) {
+      float* to = partial_of(pieces, a.num_heads, EP, s, row, head, blockIdx.x);
+      if (d == 0) to[0] = shared.state[v].maximum, to[1] = shared.state[v].sum;
+      to[kPartialHead + d] = out[i];
+    } else {
+      store(a.out, seq.row0 + row, int64_t(head) * e + d, out[i] * inverse_of(shared.state[v].sum));
+    }
+  }
+}
+
+template <class T, KvFormat F, int EP>
+void launch_decode(const AttendArgs& a, const StepView& step, Stream stream) {
+  using S = Shape<F, EP>;
+  const int group = a.num_heads / a.kv.heads, rows = step.most_rows < kDecodeRows ? step.most_rows : kDecodeRows;
+  const int tiles = (rows * group + kVectors - 1) / kVectors;
+  const int vectors = rows * group < kVectors ? rows * group : kVectors;
+  const Pieces pieces = cut(a, step, rows, int64_t(tiles) * a.kv.heads * step.sequences);
+  const dim3 grid(pieces.split ? pieces.chunks : 1, a.kv.heads * tiles, step.sequences);
+  const size_t bytes = sizeof(Shared<T, EP, S::kQueryLd>) + size_t(kWarps) * vectors * S::kOutLd * sizeof(float);
+  PYLLM_LAUNCH((decode_kernel<T, F, EP>), grid, dim3(kThreads), bytes, stream, a, step, pieces, tiles);
+  if (pieces.split) join_pieces(a, step, pieces, rows, stream);
+}
+template <class T, KvFormat F>
+void launch_decode(const AttendArgs& a, const StepView& step, Stream stream) {
+  switch (padded_head(a.kv.head_dim)) {
+    case 32:
+      return launch_decode<T, F, 32>(a, step, stream);
+    case 64:
+      return launch_decode<T, F, 64>(a, step, stream);
+    case 96:
+      return launch_decode<T, F, 96>(a, step, stream);
+    case 128:
+      return launch_decode<T, F, 128>(a, step, stream);
+    case 256:
+      return launch_decode<T, F, 256>(a, step, stream);
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace pyllm

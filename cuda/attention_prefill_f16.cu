@@ -1,0 +1,13 @@
+// attention_prefill.cuh for f16 queries.
+#include "attention_prefill.cuh"
+
+namespace pyllm {
+namespace cuda {
+
+void prefill_f16(const AttendArgs& a, const StepView& step, Stream stream) {
+  if (a.kv.format == KvFormat::i8) return launch_prefill<f16, KvFormat::i8>(a, step, stream);
+  launch_prefill<f16, KvFormat::f16>(a, step, stream);
+}
+
+}  // namespace cuda
+}  // namespace pyllm
