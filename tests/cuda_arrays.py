@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
+import os
+import sys
 import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
+import pyllm
 from pyllm.devices import cuda_driver
+
+
+def _take_module_from_file() -> None:
+    """PYLLM_EMU_MODULE: a file that stands in for pyllm._cuda_emu, one compiled with sanitizers say."""
+    path = os.environ.get("PYLLM_EMU_MODULE")
+    if path:
+        spec = importlib.util.spec_from_file_location("pyllm._cuda_emu", path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["pyllm._cuda_emu"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        pyllm._cuda_emu = module  # type: ignore[attr-defined]
+
+
+_take_module_from_file()
 
 
 class Device:
