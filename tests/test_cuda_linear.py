@@ -149,6 +149,18 @@ def test_epilogue(device: Device, format: int, type: str, y_type: str) -> None:
     assert error(y, want) < bound(format, type) + rounding
 
 
+@pytest.mark.parametrize(("format", "type", "m"), [(F32, "float32", 3), (BF16, "bfloat16", 40), (I8, "float16", 9)])
+def test_adds_in_place(device: Device, format: int, type: str, m: int) -> None:
+    rng = np.random.default_rng(13)
+    w, x, residual = plain(format, 130, 40, rng), rng.standard_normal((m, 40)), rng.standard_normal((m, 130))
+    run = Run(device, w, type)
+    stream = run.rows(residual, "float32")
+    array = run.keep[-1]
+    device.module.linear(run.matrix, type, run.rows(x, type), m, stream, residual=stream)
+    want = reference.linear(rounded(x, type), w.weight, residual=residual.astype(np.float32))
+    assert error(device.to_host(array)[:, :130], want) < bound(format, type)
+
+
 @pytest.mark.parametrize(("format", "type"), [(BF16, "bfloat16"), (I8, "float16"), (I4_G32, "bfloat16")])
 @pytest.mark.parametrize("m", [2, 12])
 def test_x_in_float32_is_rounded_on_the_way(device: Device, format: int, type: str, m: int) -> None:
@@ -187,6 +199,16 @@ def test_norm_prologue(device: Device, format: int, type: str, kind: int, k: int
     # A normed element that lies between two numbers of the type may be rounded to either.
     slack = {"float32": 0.0, "bfloat16": 2.0**-9, "float16": 2.0**-12}[type]
     assert error(y, reference.linear(rounded(normed, type), w.weight, w.bias)) < bound(format, type) + slack
+    np.testing.assert_array_equal(y, run(stored_norm(run, x, kind, weight, bias)))
+
+
+def stored_norm(run: Run, x: Any, kind: int, weight: Any, bias: Any) -> Any:
+    """What the norm's own kernel stores: more rows take that way, and must get the same bits."""
+    out = run.rows(np.zeros(x.shape), run.type)
+    array = run.keep[-1]
+    addresses = [0 if each is None else run.address(each) for each in (weight, bias)]
+    run.device.module.norm(run.rows(x, "float32"), out, len(x), x.shape[1], kind == RMS, *addresses, 1e-5)
+    return widen(run.device.to_host(array), run.type)[:, : x.shape[1]]
 
 
 def test_takes_a_norm_of_few_rows(device: Device) -> None:
