@@ -12,11 +12,13 @@ function(_pyllm_cuda_missing why)
   endif()
 endfunction()
 
-# Folders with the headers of NVIDIA's Python packages, which this Python may have: site-packages/nvidia/*/include.
+# Folders with the headers of NVIDIA's Python packages: site-packages/nvidia/*/include of this Python, in an isolated
+# build also those of the environment that is installed into.
 function(_pyllm_nvidia_includes out)
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" -c "import glob, sys
-print(';'.join(found for each in sys.path for found in sorted(glob.glob(each + '/nvidia/*/include'))))"
+    COMMAND "${Python_EXECUTABLE}" -c "import glob, sys, sysconfig
+folders = dict.fromkeys([*sys.path, sysconfig.get_path('platlib')])
+print(';'.join(found for each in folders for found in sorted(glob.glob(each + '/nvidia/*/include'))))"
     OUTPUT_VARIABLE found OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   set(${out} "${found}" PARENT_SCOPE)
 endfunction()
