@@ -137,9 +137,8 @@ def linear_cases(card: Card, only: str) -> Iterator[Case]:
                 label = f"{model} {name} {n}x{k} {kind}"
                 if not re.search(only, f"linear {label}"):
                     continue
-                if card.tiny:
-                    n, k = min(n, 64), min(k, 128)
-                yield from linear_of(card, label, kind, n, k, gated)
+                size = (min(n, 64), min(k, 128)) if card.tiny else (n, k)
+                yield from linear_of(card, label, kind, *size, gated)
 
 
 def linear_of(card: Card, label: str, kind: str, n: int, k: int, gated: bool) -> Iterator[Case]:
@@ -274,7 +273,7 @@ def main() -> None:
             if args.copy:
                 case["of_copy"] = round(case["gb_s"] / args.copy, 3)
             case["us"] = round(case["us"], 2)
-            case["error"] = round(case["error"], 6)
+            case["error"] = float(f"{case['error']:.2g}")
             print(json.dumps(case), flush=True)
 
 

@@ -3,6 +3,7 @@
 file(GLOB PYLLM_CUDA_KERNELS CONFIGURE_DEPENDS cuda/*.cu)
 file(GLOB PYLLM_CUDA_HOPPER CONFIGURE_DEPENDS cuda/hopper/*.cu)
 file(GLOB PYLLM_CUDA_HOST CONFIGURE_DEPENDS cuda/*.cpp cuda/bindings/*.cpp)
+list(APPEND PYLLM_CUDA_HOST ${PYLLM_CUDA_SHARED_BINDINGS})
 
 function(_pyllm_cuda_missing why)
   if(PYLLM_CUDA STREQUAL "AUTO")

@@ -11,6 +11,7 @@ __global__ void __launch_bounds__(128)
     join_kernel(const __grid_constant__ AttendArgs a, const __grid_constant__ StepView step, Pieces pieces,
                 int most_rows) {
   const int row = blockIdx.x, head = blockIdx.y, s = blockIdx.z;
+  let_next_begin();
   const int e = int(a.kv.head_dim), ep = padded(e);
   const Sequence seq = sequence_of(step, s);
   if (row >= seq.rows || seq.rows > most_rows || seq.keys <= 0) return;
@@ -43,6 +44,7 @@ AttendArgs settled(AttendArgs a) {
   return a;
 }
 StepView settled(const AttendArgs& a, StepView step) {
+  if (step.most_rows < 1) step.most_rows = 1;  // idle rows only: a launch has at least one tile
   if (!a.cross) return step;
   step.blocks = step.cross_blocks;
   step.table_width = step.cross_width;

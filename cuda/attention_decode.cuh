@@ -39,19 +39,38 @@ struct Shared {
   // then float out[warps][vectors][EP + 4]
 };
 
-// One chunk of a warp: 32 keys from `first` on.
+// A warp's 32 keys of a chunk, and what is made of them.
 template <class T, KvFormat F, int EP>
 struct Keys {
   using S = Shape<F, EP>;
   const uint8_t* half;  // of the block
-  int first, end;       // keys from `end` on are not there
+  int first, end;       // position of the first; keys from `end` on are not there
+  bool busy;            // whether any is there that a vector may see
   int g, t;
   float s[4][4];
+  u32 keys[S::kAhead][4][S::kKeyBytes / 4];
   u32 values[2][S::kRangesAhead][4][S::kValueBytes / 4];
 
   __device__ __forceinline__ const uint8_t* key_at(int key) const { return half + key * EP * S::kSize; }
   __device__ __forceinline__ bool there(int key) const { return first + key < end; }
 
+  // Issues the first loads of what the queries, which others may still be loading, meet in scores() and weigh().
+  __device__ __forceinline__ void start(const AttendArgs& a, const Sequence& seq, int kv_head, int chunk, int begin) {
+    first = chunk * kChunkKeys + int(threadIdx.x) / 32 * kBlockTokens, end = seq.keys;
+    busy = first < end && first + kBlockTokens > begin;
+    if (!busy) return;
+    half = seq.blocks[first / kBlockTokens] + a.kv.layer_offset + kv_head * a.kv.head_stride;
+    load_keys(0);
+    load_values(0);
+  }
+  __device__ __forceinline__ void load_keys(int c0) {
+#pragma unroll
+    for (int c = 0; c < S::kAhead; c++)
+#pragma unroll
+      for (int n = 0; n < 4; n++)
+        if (c0 + c < S::kKeyLoads)
+          load_words<S::kKeyBytes>(key_at(8 * n + g) + ((c0 + c) * 4 + t) * S::kKeyBytes, there(8 * n + g), keys[c][n]);
+  }
   template <int QueryLd>
   __device__ __forceinline__ void scores(const T (&q)[kVectors][QueryLd]) {
 #pragma unroll
@@ -60,19 +79,10 @@ struct Keys {
       for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
 #pragma unroll
     for (int c0 = 0; c0 < S::kKeyLoads; c0 += S::kAhead) {
-      u32 raw[S::kAhead][4][S::kKeyBytes / 4];
+      if (c0) load_keys(c0);
 #pragma unroll
       for (int c = 0; c < S::kAhead; c++)
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-          const int key = 8 * n + g;
-          if (c0 + c < S::kKeyLoads)
-            load_words<S::kKeyBytes>(key_at(key) + ((c0 + c) * 4 + t) * S::kKeyBytes, there(key), raw[c][n]);
-        }
-      if (c0 == 0) load_values(0);
-#pragma unroll
-      for (int c = 0; c < S::kAhead; c++)
-        if (c0 + c < S::kKeyLoads) products(q, c0 + c, raw[c]);
+        if (c0 + c < S::kKeyLoads) products(q, c0 + c, keys[c]);
     }
   }
   template <int QueryLd>
@@ -113,9 +123,10 @@ struct Keys {
                                      there(key), values[j][r][i]);
         }
   }
-  // Scores become those of the vectors, -inf where one does not see the key.
-  __device__ __forceinline__ void finish(const AttendArgs& a, const Vector (&vectors)[2]) {
+  // Scores become those of the vectors, -inf where one does not see the key; the largest of each goes to tops.
+  __device__ __forceinline__ void finish(const AttendArgs& a, const Vector (&vectors)[2], float (&tops)[kVectors]) {
     const bool biased = a.bias.table || a.bias.slopes;
+    float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -124,10 +135,18 @@ struct Keys {
         const int key = 8 * n + 2 * t + i % 2, at = first + key;
         if (F == KvFormat::i8) s[n][i] *= kv_scale(half, key, EP);
         s[n][i] = at >= v.seen.begin && at < v.seen.end ? log2_score(a, biased, v, s[n][i], at) : -INFINITY;
+        top[i / 2] = fmaxf(top[i / 2], s[n][i]);
       }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      top[i] = fmaxf(top[i], __shfl_xor_sync(kWarp, top[i], 1));
+      top[i] = fmaxf(top[i], __shfl_xor_sync(kWarp, top[i], 2));
+      if (t == 0) tops[g + 8 * i] = top[i];
+    }
   }
-  // p = 2^(score - top); returns this lane's sums of it.
-  __device__ __forceinline__ void soften(const float (&base)[2], float (&sum)[2]) {
+  // p = 2^(score - base); the sum of each vector's goes to sums.
+  __device__ __forceinline__ void soften(const float (&base)[2], float (&sums)[kVectors]) {
+    float sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -137,6 +156,12 @@ struct Keys {
         sum[i / 2] += p;
         if (F == KvFormat::i8 && p != 0.0f) p *= kv_scale(half + half_bytes<F>(EP), 8 * n + 2 * t + i % 2, EP);
       }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      sum[i] += __shfl_xor_sync(kWarp, sum[i], 1);
+      sum[i] += __shfl_xor_sync(kWarp, sum[i], 2);
+      if (t == 0) sums[g + 8 * i] = sum[i];
+    }
   }
   // p times the values, to out[vector][dim].
   __device__ __forceinline__ void weigh(float* out, int count) {
@@ -198,6 +223,27 @@ __device__ __forceinline__ void load_queries(const AttendArgs& a, const Sequence
   }
 }
 
+// Warps [begin, end) whose keys of a chunk any vector may see.
+struct Warps {
+  int begin, end;
+};
+__device__ __forceinline__ Warps busy_warps(int chunk, int begin, int keys) {
+  const int from = chunk * kChunkKeys, blocks = (keys - from + kBlockTokens - 1) / kBlockTokens;
+  return {begin > from ? (begin - from) / kBlockTokens : 0, blocks < kWarps ? blocks : kWarps};
+}
+// What the chunk gave for vector v, and how it joins what came before.
+template <class Memory>
+__device__ __forceinline__ void join_chunk(Memory& shared, Warps warps, int v, bool split) {
+  Softmax found{-INFINITY, 0.0f};
+  for (int w = warps.begin; w < warps.end; w++) {
+    found.maximum = fmaxf(found.maximum, shared.top[w][v]);
+    found.sum += shared.sum[w][v];
+  }
+  found.maximum *= kLn2;
+  shared.fold[v] = split ? Fold{0.0f, 1.0f} : join(false, shared.state[v], found);
+  if (split) shared.state[v] = found;
+}
+
 template <class T, KvFormat F, int EP>
 __global__ void __launch_bounds__(kThreads, 1)
     decode_kernel(const __grid_constant__ AttendArgs a, const __grid_constant__ StepView step, Pieces pieces,
@@ -208,21 +254,26 @@ __global__ void __launch_bounds__(kThreads, 1)
   Memory& shared = *reinterpret_cast<Memory*>(bytes);
   float* outs = reinterpret_cast<float*>(bytes + sizeof(Memory));
   const int s = blockIdx.z, kv_head = blockIdx.y / tiles, first = blockIdx.y % tiles * kVectors;
-  const int group = a.num_heads / a.kv.heads, warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+  const int group = a.num_heads / a.kv.heads, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  let_next_begin();
   if (blockIdx.x == 0 && first == 0) clear_idle(a, step, s, kv_head * group, group);
   const Sequence seq = sequence_of(step, s);
   const int vectors = seq.rows * group;
   if (seq.keys <= 0 || seq.rows > kDecodeRows || first >= vectors) return;
   const int count = vectors - first < kVectors ? vectors - first : kVectors;
 
-  const Vector mine[2] = {vector_of(a, step, seq, kv_head, first + g), vector_of(a, step, seq, kv_head, first + g + 8)};
-  const int begin = vector_of(a, step, seq, kv_head, first).seen.begin;
-  const int end = vector_of(a, step, seq, kv_head, first + count - 1).seen.end;
-  int chunk = begin / kChunkKeys, last = (end - 1) / kChunkKeys;
+  // Keys of positions [begin, keys) are looked at, whatever part of them a vector sees.
+  const int begin = a.window > 0 ? vector_of(a, step, seq, kv_head, first).seen.begin : 0;
+  int chunk = begin / kChunkKeys, last = (seq.keys - 1) / kChunkKeys;
   if (pieces.split) {
     if (int(blockIdx.x) < chunk || int(blockIdx.x) > last) return;
     chunk = last = blockIdx.x;
   }
+  Keys<T, F, EP> keys;
+  keys.g = lane / 4, keys.t = lane % 4;
+  keys.start(a, seq, kv_head, chunk, begin);
+  const Vector mine[2] = {vector_of(a, step, seq, kv_head, first + keys.g),
+                          vector_of(a, step, seq, kv_head, first + keys.g + 8)};
   load_queries<T, EP>(a, seq, kv_head, first, count, shared.q);
   if (threadIdx.x < kVectors) shared.state[threadIdx.x] = {-INFINITY, 0.0f};
   constexpr int kMine = (kVectors * EP + kThreads - 1) / kThreads;
@@ -230,66 +281,31 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   for (; chunk <= last; chunk++) {
-    const int from = chunk * kChunkKeys;
-    const int warp0 = begin > from ? (begin - from) / kBlockTokens : 0;  // warps that have keys: [warp0, warp1)
-    const int warp1 = end - from < kChunkKeys ? (end - from + kBlockTokens - 1) / kBlockTokens : kWarps;
-    const bool busy = warp >= warp0 && warp < warp1;
-    Keys<T, F, EP> keys;
-    keys.g = g, keys.t = threadIdx.x % 4, keys.first = from + warp * kBlockTokens, keys.end = end;
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-    if (busy) {
-      keys.half = seq.blocks[keys.first / kBlockTokens] + a.kv.layer_offset + kv_head * a.kv.head_stride;
+    const Warps warps = busy_warps(chunk, begin, seq.keys);
+    if (keys.busy) {
       keys.scores(shared.q);
-      keys.finish(a, mine);
-#pragma unroll
-      for (int n = 0; n < 4; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], keys.s[n][i]);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        top[i] = fmaxf(top[i], __shfl_xor_sync(kWarp, top[i], 1));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(kWarp, top[i], 2));
-        if (keys.t == 0) shared.top[warp][g + 8 * i] = top[i];
-      }
+      keys.finish(a, mine, shared.top[warp]);
     }
     __syncthreads();
-    for (int i = 0; i < 2; i++) {
-      top[i] = -INFINITY;
-      for (int w = warp0; w < warp1; w++) top[i] = fmaxf(top[i], shared.top[w][g + 8 * i]);
-      top[i] = base_of(top[i]);
-    }
-    if (busy) {
-      keys.soften(top, sum);
-#pragma unroll
+    if (keys.busy) {
+      float base[2] = {-INFINITY, -INFINITY};
       for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(kWarp, sum[i], 1);
-        sum[i] += __shfl_xor_sync(kWarp, sum[i], 2);
-        if (keys.t == 0) shared.sum[warp][g + 8 * i] = sum[i];
+        for (int w = warps.begin; w < warps.end; w++) base[i] = fmaxf(base[i], shared.top[w][keys.g + 8 * i]);
+        base[i] = base_of(base[i]);
       }
+      keys.soften(base, shared.sum[warp]);
       keys.weigh(outs + warp * count * S::kOutLd, count);
     }
     __syncthreads();
-    if (int(threadIdx.x) < count) {
-      Softmax found{-INFINITY, 0.0f};
-      for (int w = warp0; w < warp1; w++) {
-        found.maximum = fmaxf(found.maximum, shared.top[w][threadIdx.x]);
-        found.sum += shared.sum[w][threadIdx.x];
-      }
-      found.maximum *= kLn2;
-      if (pieces.split) {
-        shared.fold[threadIdx.x] = {0.0f, 1.0f};
-        shared.state[threadIdx.x] = found;
-      } else {
-        shared.fold[threadIdx.x] = join(false, shared.state[threadIdx.x], found);
-      }
-    }
+    if (chunk < last) keys.start(a, seq, kv_head, chunk + 1, begin);
+    if (int(threadIdx.x) < count) join_chunk(shared, warps, threadIdx.x, pieces.split);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kMine; i++) {
       const int at = threadIdx.x + i * kThreads, v = at / EP, d = at % EP;
       if (v >= count) break;
       float total = 0.0f;
-      for (int w = warp0; w < warp1; w++) total += outs[(w * count + v) * S::kOutLd + d];
+      for (int w = warps.begin; w < warps.end; w++) total += outs[(w * count + v) * S::kOutLd + d];
       out[i] = fmaf(total, shared.fold[v].take, out[i] * shared.fold[v].keep);
     }
   }

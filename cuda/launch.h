@@ -204,6 +204,10 @@ struct AttendArgs {
 static constexpr int kChunkKeys = 256;  // keys of one piece of decode attention, from position 0 on: fixed, so results
                                         // do not depend on how many pieces run at once
 size_t attend_workspace(const AttendArgs& a, const StepView& step);  // host; grows with step's sizes
+// bf16 and f16 models over 16-bit or int8 keys run on tensor cores: sequences of up to 8 rows in pieces along the keys,
+// those of more rows as FlashAttention does; a step may hold both. The kernels tell them apart by a sequence's own rows,
+// so these alone decide which of both a row comes from (they agree up to rounding). The rest runs as float32 FMA.
+// step.most_rows and step.longest only size the launches: larger ones give the same bits.
 void attend(const AttendArgs& a, const StepView& step, Stream stream);
 
 // experts.cu: which rows each expert takes. weights f32 [T, n]; see pyllm.program.program.Experts.

@@ -12,6 +12,7 @@
 #include "linear_finish.cuh"
 #include "linear_parts.h"
 #include "norm_rows.cuh"
+#include "runtime.h"
 
 namespace pyllm {
 namespace cuda {
@@ -44,11 +45,12 @@ struct Eight {
   u32 pairs[X::kPlanes][4];
 };
 
-// Weights of bf16 or f16.
+// Weights of bf16 or f16. kDepth: units a warp has on their way where registers allow; kBlocks: blocks of a
+// multiprocessor where x is staged, which share the tiles.
 template <class T>
 struct Floats {
   using X = Half<T>;
-  static constexpr int kSteps = 1, kPieces = 2, kDepth = 4;
+  static constexpr int kSteps = 1, kPieces = 2, kDepth = 4, kBlocks = 3;
   static constexpr int kPad = 16;  // words between rows of x in shared memory beside its own: no bank conflicts
   struct Unit {
     uint4 low, high;  // rows g, g + 8
@@ -70,7 +72,7 @@ template <class T>
 struct Int8 {
   using X = T;
   using Codes = CodePair<typename T::Element>;
-  static constexpr int kSteps = 2, kPieces = 1, kDepth = 4;
+  static constexpr int kSteps = 2, kPieces = 1, kDepth = 4, kBlocks = T::kPlanes == 1 ? 3 : 2;
   static constexpr int kPad = 4;
   struct Unit {
     uint4 low, high;
@@ -93,7 +95,7 @@ template <class T>
 struct Int4 {
   using X = T;
   using Codes = CodePair<typename T::Element>;
-  static constexpr int kSteps = 4, kPieces = 1, kDepth = 3;
+  static constexpr int kSteps = 4, kPieces = 1, kDepth = 3, kBlocks = 2;
   static constexpr int kPad = 16;
   struct Unit {
     uint4 low, high;
@@ -237,121 +239,138 @@ __device__ __forceinline__ void reduce(const LinearArgs& a, int64_t tile, const 
   }
 }
 
-// Number s of a warp's units.
-template <class Op>
-__device__ __forceinline__ int unit_of(int s, int warp) {
-  return (s / Op::kPieces * kWarps + warp) * Op::kPieces + s % Op::kPieces;
-}
-
 // R tiles of 16 outputs times up to 8 C rows. Staged: x lies in shared memory, and a block takes several groups of
 // tiles.
 template <class Op, int R, int C, bool Staged>
 struct Multiply {
   using X = typename Op::X;
   using Unit = typename Op::Unit;
-  static constexpr int kDepth = R == 1 && (C < 4 || !Op::kGroups) ? Op::kDepth : 2;  // units on their way
+  static constexpr int kDepth = R == 1 && (C == 1 || !Op::kGroups) ? Op::kDepth : 2;  // units on their way
+  static constexpr int kUnit = 32 * Op::kSteps;
+  static constexpr int kTogether = R == 4 ? C / 2 : C;  // columns whose x is fetched before they are multiplied
   const LinearArgs& a;
   const Stage<Op>& stage;
-  int g, t, units;
-  const uint8_t* rows[R];  // this lane's first bytes of row g of each tile
-  int64_t first[R];        // those rows' numbers
-  int64_t eight;           // bytes from row g to row g + 8
+  const int g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4, warp = int(threadIdx.x) / 32;
+  const int units = int(a.w.ld / kUnit);
+  const int64_t tiles = (a.w.n + 15) / 16;
+  const int64_t eight = int64_t(units) * (8 * kUnitBytes);  // bytes from row g to row g + 8
+  Unit w[kDepth][R];
+  int64_t first;        // this lane's row g of the first tile
+  const uint8_t* from;  // its first bytes there
 
-  __device__ __forceinline__ Multiply(const LinearArgs& args, const Stage<Op>& staged, int64_t group, int64_t tiles)
-      : a(args), stage(staged) {
-    g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
-    constexpr int kUnit = 32 * Op::kSteps;
-    units = int(a.w.ld / kUnit);
-    const int64_t bytes = int64_t(units) * kUnitBytes;
-    eight = 8 * bytes;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const int64_t tile = group * R + r < tiles ? group * R + r : tiles - 1;  // past the end: read in vain
-      first[r] = 16 * tile + g;
-      rows[r] = static_cast<const uint8_t*>(a.w.codes) + first[r] * bytes + 16 * t;
-    }
+  __device__ __forceinline__ Multiply(const LinearArgs& args, const Stage<Op>& staged) : a(args), stage(staged) {}
+
+  // The first tile of a group; the last group shares tiles with the one before, so that it has R too.
+  __device__ __forceinline__ int64_t tile_of(int64_t group) const {
+    return group * R + R <= tiles ? group * R : tiles - R;
   }
-  __device__ __forceinline__ void load(Unit (&w)[R], int unit) const {
+  // Takes a group of tiles: its first loads are on their way.
+  __device__ __forceinline__ void begin(int64_t group) {
+    first = 16 * tile_of(group) + g;
+    from = static_cast<const uint8_t*>(a.w.codes) + first * units * kUnitBytes + 16 * t;
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) load(w[i], unit_of(i));
+  }
+  // Number s of this warp's units.
+  __device__ __forceinline__ int unit_of(int s) const {
+    return (s / Op::kPieces * kWarps + warp) * Op::kPieces + s % Op::kPieces;
+  }
+  __device__ __forceinline__ void load(Unit (&into)[R], int unit) const {
     if (unit >= units) return;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const uint8_t* from = rows[r] + int64_t(unit) * kUnitBytes;
-      w[r].low = load_once16(from);
-      w[r].high = load_once16(from + eight);
-      Op::load_more(w[r], a.w, first[r], unit);
+      into[r].low = load_once16(from + unit * kUnitBytes + 2 * r * eight);
+      into[r].high = load_once16(from + unit * kUnitBytes + (2 * r + 1) * eight);
+      Op::load_more(into[r], a.w, first + 16 * r, unit);
     }
   }
-  __device__ __forceinline__ void load_x(int unit, int step, Eight<X> (&x)[C]) const {
-    const int64_t k = int64_t(unit) * 32 * Op::kSteps + Op::x_at(t, step);
+  __device__ __forceinline__ void load_x(int unit, int step, int column, Eight<X>& x) const {
+    const int64_t k = int64_t(unit) * kUnit + Op::x_at(t, step);
+    const int row = 8 * column + g;
+    x = {};
+    if (row >= a.m) return;
+    if (Staged) stage.load(row, k, x);
+    else if (k < a.w.k) load_eight<X>(a.x, row, k, a.w.k, x);
+  }
+  __device__ __forceinline__ void run(float (&acc)[R][C][4]) {
+    for (int s = 0; unit_of(s) < units; s += kDepth) {
 #pragma unroll
-    for (int c = 0; c < C; ++c) {
-      const int row = 8 * c + g;
-      x[c] = {};
-      if (row >= a.m) continue;
-      if (Staged) stage.load(row, k, x[c]);
-      else if (k < a.w.k) load_eight<X>(a.x, row, k, a.w.k, x[c]);
+      for (int i = 0; i < kDepth; ++i) {
+        const int unit = unit_of(s + i);
+        if (unit < units) multiply(w[i], unit, acc);
+        load(w[i], unit_of(s + i + kDepth));
+      }
     }
   }
   __device__ __forceinline__ void multiply(const Unit (&w)[R], int unit, float (&acc)[R][C][4]) const {
-#pragma unroll
+    // With many columns or planes one step after the other, or the compiler fetches x of all of them first: too many
+    // registers.
+#pragma unroll(C < 4 && X::kPlanes == 1 ? Op::kSteps : 1)
     for (int step = 0; step < Op::kSteps; ++step) {
-      Eight<X> x[C];
-      load_x(unit, step, x);
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        u32 fragments[2][4];
-        Op::decode(w[r], step, fragments);
+      for (int begin = 0; begin < C; begin += kTogether) {
+        Eight<X> x[kTogether];
 #pragma unroll
-        for (int c = 0; c < C; ++c) {
-          float own[4] = {};
-          float(&sum)[4] = Op::kGroups ? own : acc[r][c];
+        for (int c = 0; c < kTogether; ++c) load_x(unit, step, begin + c, x[c]);
 #pragma unroll
-          for (int p = 0; p < X::kPlanes; ++p) {
-            Number<typename X::Element>::mma(sum, fragments[0], x[c].pairs[p][0], x[c].pairs[p][1]);
-            Number<typename X::Element>::mma(sum, fragments[1], x[c].pairs[p][2], x[c].pairs[p][3]);
+        for (int r = 0; r < R; ++r) {
+          u32 fragments[2][4];
+          Op::decode(w[r], step, fragments);
+#pragma unroll
+          for (int c = 0; c < kTogether; ++c) {
+            float own[4] = {};
+            float(&sum)[4] = Op::kGroups ? own : acc[r][begin + c];
+#pragma unroll
+            for (int p = 0; p < X::kPlanes; ++p) {
+              Number<typename X::Element>::mma(sum, fragments[0], x[c].pairs[p][0], x[c].pairs[p][1]);
+              Number<typename X::Element>::mma(sum, fragments[1], x[c].pairs[p][2], x[c].pairs[p][3]);
+            }
+            if constexpr (Op::kGroups) Op::add(acc[r][begin + c], own, w[r], step);
           }
-          if constexpr (Op::kGroups) Op::add(acc[r][c], own, w[r], step);
         }
       }
     }
   }
 };
 
+// Blocks that registers must leave room for: one has too few bytes on their way.
 template <class Op, int R, int C, bool Staged>
-__global__ void __launch_bounds__(kThreads) skinny_kernel(LinearArgs a) {
+constexpr int blocks_of() {
+  return Staged ? Op::kBlocks : R == 1 && Op::X::kPlanes == 1 && !(C == 8 && Op::kGroups) ? 2 : 1;
+}
+
+template <class Op, int R, int C, bool Staged>
+__global__ void __launch_bounds__(kThreads, (blocks_of<Op, R, C, Staged>())) skinny_kernel(LinearArgs a) {
   PYLLM_DYN_SHARED(float, shared);
   float* sums = shared;
   using Work = Multiply<Op, R, C, Staged>;
   const Stage<Op> stage = {reinterpret_cast<u32*>(shared + kWarps * 8 * C * kColumn), a.m,
                            Stage<Op>::stride_of(a.w.ld)};
-  const int warp = int(threadIdx.x) / 32;
-  const int64_t tiles = (a.w.n + 15) / 16;
-  for (int64_t group = blockIdx.x; group * R < tiles; group += gridDim.x) {
-    const Work work(a, stage, group, tiles);
-    typename Op::Unit w[Work::kDepth][R];
-#pragma unroll
-    for (int s = 0; s < Work::kDepth; ++s) work.load(w[s], unit_of<Op>(s, warp));
-    if (Staged && group == blockIdx.x) {
-      stage.fill(a, sums);
-      __syncthreads();
-    }
+  Work work(a, stage);
+  int64_t group = blockIdx.x;
+  let_next_begin();
+  work.begin(group);
+  wait_for_previous();  // weights were there before
+  if (Staged) {
+    stage.fill(a, sums);
+    __syncthreads();
+  }
+  for (;;) {
     float acc[R][C][4] = {};
-    for (int s = 0; unit_of<Op>(s, warp) < work.units; s += Work::kDepth) {
-#pragma unroll
-      for (int i = 0; i < Work::kDepth; ++i) {
-        const int unit = unit_of<Op>(s + i, warp);
-        if (unit < work.units) work.multiply(w[i], unit, acc);
-        work.load(w[i], unit_of<Op>(s + i + Work::kDepth, warp));
-      }
-    }
+    work.run(acc);
+    const int64_t done = group;
+    group += gridDim.x;
+    const bool more = Staged && group * R < work.tiles;
+    if (more) work.begin(group);
 #pragma unroll
     for (int r = 0; r < R; ++r)
-      if (group * R + r < tiles) reduce<Op, C>(a, group * R + r, acc[r], sums);
+      if (work.tile_of(done) + r >= done * R) reduce<Op, C>(a, work.tile_of(done) + r, acc[r], sums);
+    if (!more) return;
   }
 }
 
-// Most shared memory that x may take: three blocks of it, or two with their sums, fit an A100.
-constexpr size_t kStageBytes = 48 * 1024;
+// Most shared memory that x may take: with their sums, two blocks fit an A100.
+constexpr size_t kStageBytes = 72 * 1024;
 
 template <class Op, int R, int C, bool Staged>
 void launch(const LinearArgs& a, int multiprocessors, Stream stream) {
@@ -360,9 +379,18 @@ void launch(const LinearArgs& a, int multiprocessors, Stream stream) {
   int64_t grid = groups;
   if (Staged) {
     bytes += Stage<Op>::bytes(a.m, a.w.ld);
-    if (grid > 3 * multiprocessors) grid = 3 * multiprocessors;
+    const int64_t fit = int64_t(shared_memory_limit() / bytes), most = Op::kBlocks,
+                  blocks = fit < 1      ? 1
+                           : fit < most ? fit
+                                        : most;
+    if (grid > blocks * multiprocessors) grid = blocks * multiprocessors;
   }
-  PYLLM_LAUNCH((skinny_kernel<Op, R, C, Staged>), dim3(unsigned(grid)), dim3(kThreads), bytes, stream, a);
+  const auto kernel = skinny_kernel<Op, R, C, Staged>;
+  if (has_compute(9, 0)) {
+    PYLLM_LAUNCH_OVERLAPPED(kernel, dim3(unsigned(grid)), dim3(kThreads), bytes, stream, a);
+  } else {
+    PYLLM_LAUNCH(kernel, dim3(unsigned(grid)), dim3(kThreads), bytes, stream, a);
+  }
 }
 
 // As many tiles a block as leave every multiprocessor one.

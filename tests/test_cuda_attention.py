@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ def half_block(x: np.ndarray, kv_format: str) -> tuple[bytes, np.ndarray]:
     rest = BLOCK - tokens
     if kv_format == "int8":
         scale = np.abs(x).max(1) / np.float32(127)
-        codes = np.rint(wide / np.where(scale > 0, scale, 1)[:, None]).astype(np.int8)
+        scale[~np.isfinite(scale)] = np.nan
+        codes = np.rint(np.nan_to_num(wide / np.where(scale > 0, scale, 1)[:, None])).astype(np.int8)
         data = codes.tobytes() + b"\xff" * (rest * wide.shape[1])
         return data + scale.tobytes() + b"\xff" * (4 * rest), (codes * scale[:, None])[:, :head_dim]
     if kv_format == "bfloat16":
@@ -113,8 +114,8 @@ class Case:
     workspace: bool = True
     longest: int = 0
     idle_rows: int = 0  # after the last sequence's
+    bad_key: float = 0.0  # in place of a number of key 3 of the first sequence, kv head 0
     seed: int = 0
-    scale: float = field(default=0.0)
 
 
 def bias_fields(case: Case, dev: Device, rows: int, keep: list[Any]) -> tuple[dict[str, Any], Any]:
@@ -172,13 +173,15 @@ class Result:
 def run(dev: Device, case: Case, only: int | None = None) -> Result:
     """One attend() of a case, or of one of its sequences alone."""
     heads, kv_heads = case.heads
-    e, scale = case.head_dim, case.scale or case.head_dim**-0.5
+    e, scale = case.head_dim, case.head_dim**-0.5
     rng = np.random.default_rng(case.seed)
     drawn = []
     for keys, rows in case.sequences:
         q = rng.standard_normal((rows, heads, e)).astype(np.float32)
         k, v = (rng.standard_normal((max(keys, 0), kv_heads, e)).astype(np.float32) for _ in range(2))
         drawn.append((keys, q, k, v))
+    if case.bad_key:
+        drawn[0][2][3, 0, 5] = case.bad_key
     if only is not None:
         drawn = [drawn[only]]
     rows = sum(len(q) for _, q, _, _ in drawn) + case.idle_rows
@@ -201,7 +204,7 @@ def run(dev: Device, case: Case, only: int | None = None) -> Result:
     context = np.array([max(keys, 0) for keys, *_ in drawn], np.int32)
     ld = -(-(heads * e + 5) // 64) * 64
     buffer = np.full((rows, ld), np.nan, np.float32)
-    buffer[: starts[-1], : heads * e] = np.concatenate([q.reshape(len(q), -1) for _, q, _, _ in drawn])
+    buffer[: starts[-1], : heads * e] = np.concatenate([q.reshape(len(q), heads * e) for _, q, _, _ in drawn])
     keep: list[Any] = []
 
     def up(x: Any) -> int:
@@ -336,6 +339,40 @@ def test_a_row_is_its_own(device: Device, kv: str, kind: str) -> None:  # noqa: 
         alone = run(device, case, only=s).out[0]
         for other in (alone, others[0].out[s], others[1].out[s]):
             assert out.tobytes() == other.tobytes(), s
+
+
+@pytest.mark.parametrize(
+    ("kv", "kind", "head_dim"),
+    [
+        ("bfloat16", "bfloat16", 256),
+        ("int8", "float16", 256),
+        ("float16", "float16", 33),
+        ("bfloat16", "bfloat16", 160),
+        ("float32", "float32", 300),
+        ("float32", "float32", 800),
+    ],
+)
+def test_unusual_widths(device: Device, kv: str, kind: str, head_dim: int) -> None:  # noqa: F811
+    check(device, Case(kv, kind, (4, 2), head_dim, ((33, 1), (40, 20)), out=kind))
+
+
+@pytest.mark.parametrize(("kv", "kind"), KINDS)
+def test_what_is_no_number_stays_with_who_sees_it(device: Device, kv: str, kind: str) -> None:  # noqa: F811
+    case = Case(kv, kind, (4, 2), 64, ((300, 1), (300, 1), (70, 70)))
+    for sequences in (case.sequences, case.sequences[::-1]):
+        good = run(device, replace(case, sequences=sequences))
+        found = run(device, replace(case, sequences=sequences, bad_key=np.nan))
+        sees = sequences[0][0] - sequences[0][1] + np.arange(sequences[0][1]) >= 3
+        assert np.isnan(found.out[0][sees, :2]).any(-1).all()
+        np.testing.assert_array_equal(found.out[0][~sees], good.out[0][~sees])
+        np.testing.assert_array_equal(found.out[0][:, 2:], good.out[0][:, 2:])
+        for s in (1, 2):
+            np.testing.assert_array_equal(found.out[s], good.out[s])
+
+
+def test_nothing_to_do(device: Device) -> None:  # noqa: F811
+    for sequences in (((-1, 1),), ((-1, 0),)):
+        assert not check(device, Case(sequences=sequences, idle_rows=3)).out[0].any()
 
 
 @pytest.mark.parametrize("kv", FORMATS)

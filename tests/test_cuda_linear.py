@@ -136,6 +136,17 @@ def test_activations_of_plain_and_gated(device: Device, activation: str, format:
         assert error(Run(device, w, type)(x, activation=activation), want) < 2 * bound(format, type)
 
 
+def test_activations_far_below_zero_vanish(device: Device) -> None:
+    w = plain(F32, 8, 3, np.random.default_rng(14), bias=True)
+    assert w.packed_bias is not None
+    w.packed_bias[:] = [-np.inf, -1e38, -3e4, -50, *[np.nan] * 12]
+    run = Run(device, w, "float32")
+    for activation in ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu"):
+        y = run(np.zeros((1, 3)), activation=activation)
+        assert np.abs(y[0, :4]).max() < 1e-15
+        assert np.isnan(y[0, 4:]).all()
+
+
 @pytest.mark.parametrize(("format", "type"), [(F32, "float32"), (BF16, "bfloat16"), (I8, "float16")])
 @pytest.mark.parametrize("y_type", ["float32", "bfloat16", "float16"])
 def test_epilogue(device: Device, format: int, type: str, y_type: str) -> None:
@@ -147,6 +158,18 @@ def test_epilogue(device: Device, format: int, type: str, y_type: str) -> None:
     want = reference.linear(rounded(x, type), w.weight, w.bias, act="silu", residual=residual, **options)
     rounding = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}[y_type]
     assert error(y, want) < bound(format, type) + rounding
+
+
+@pytest.mark.parametrize(("format", "type", "m"), [(F32, "float32", 3), (BF16, "bfloat16", 40), (I8, "float16", 9)])
+def test_adds_in_place(device: Device, format: int, type: str, m: int) -> None:
+    rng = np.random.default_rng(13)
+    w, x, residual = plain(format, 130, 40, rng), rng.standard_normal((m, 40)), rng.standard_normal((m, 130))
+    run = Run(device, w, type)
+    stream = run.rows(residual, "float32")
+    array = run.keep[-1]
+    device.module.linear(run.matrix, type, run.rows(x, type), m, stream, residual=stream)
+    want = reference.linear(rounded(x, type), w.weight, residual=residual.astype(np.float32))
+    assert error(device.to_host(array)[:, :130], want) < bound(format, type)
 
 
 @pytest.mark.parametrize(("format", "type"), [(BF16, "bfloat16"), (I8, "float16"), (I4_G32, "bfloat16")])
@@ -187,6 +210,16 @@ def test_norm_prologue(device: Device, format: int, type: str, kind: int, k: int
     # A normed element that lies between two numbers of the type may be rounded to either.
     slack = {"float32": 0.0, "bfloat16": 2.0**-9, "float16": 2.0**-12}[type]
     assert error(y, reference.linear(rounded(normed, type), w.weight, w.bias)) < bound(format, type) + slack
+    np.testing.assert_array_equal(y, run(stored_norm(run, x, kind, weight, bias)))
+
+
+def stored_norm(run: Run, x: Any, kind: int, weight: Any, bias: Any) -> Any:
+    """What the norm's own kernel stores: more rows take that way, and must get the same bits."""
+    out = run.rows(np.zeros(x.shape), run.type)
+    array = run.keep[-1]
+    addresses = [0 if each is None else run.address(each) for each in (weight, bias)]
+    run.device.module.norm(run.rows(x, "float32"), out, len(x), x.shape[1], kind == RMS, *addresses, 1e-5)
+    return widen(run.device.to_host(array), run.type)[:, : x.shape[1]]
 
 
 def test_takes_a_norm_of_few_rows(device: Device) -> None:

@@ -100,6 +100,13 @@ class Lanes:
         """Every sequence's next token, and which of them (by index) have ended. (None, [index]) when that one's row has
         no softmax, or holds NaN; then nothing has changed. scales [n]: those of the blocks' sums, None: 1."""
 
+    def choices(self, out: NDArray[np.uint8], n: int) -> int:
+        """What `advance` would choose by, for a device to do: writes the entries of the sequences' rows, of n columns,
+        into the bytes of a program.batch.CHOICE array, and returns what is known of them: UNCUT, CUT_BY_K or CUT."""
+
+    def take(self, chosen: NDArray[np.int32]) -> tuple[list[int] | None, list[int]]:
+        """`advance` by tokens chosen elsewhere, one a row; negative: there was none."""
+
 def draw_without_replacement(row: NDArray[np.float32], uniforms: list[float]) -> list[int] | None:
     """len(uniforms) distinct indices, each drawn from the softmax of those left; None as for sample_."""
 

@@ -226,6 +226,17 @@ cdef struct Lane:
     size_t max_length
 
 
+cdef struct ChoiceFields:  # program.batch.CHOICE
+    double temperature
+    double top_p
+    double min_p
+    uint64_t seed
+    int32_t top_k
+    uint32_t seed_index
+    uint32_t sequence
+    uint32_t step
+
+
 cdef class Lanes:
     cdef vector[Lane] lanes
     cdef list histories
@@ -247,6 +258,49 @@ cdef class Lanes:
         self.lanes.push_back(lane)
         self.histories.append(tokens)
         self.ends.append(ends)
+
+    def choices(self, unsigned char[::1] out not None, size_t n):
+        cdef ChoiceFields* fields = <ChoiceFields*>&out[0] if out.shape[0] else NULL
+        cdef size_t i, count = out.shape[0] // sizeof(ChoiceFields)
+        cdef int cuts = 0
+        cdef cbool by_k
+        for i in range(self.lanes.size()):
+            if self.lanes[i].row >= count:
+                raise IndexError(f"[lanes] row {self.lanes[i].row} of {count}")
+            if not self.lanes[i].drawn:
+                fields[self.lanes[i].row].temperature = 0.0
+                continue
+            by_k = 0 < self.lanes[i].top_k < n
+            fields[self.lanes[i].row] = ChoiceFields(
+                self.lanes[i].temperature, self.lanes[i].top_p, self.lanes[i].min_p, self.lanes[i].seed,
+                <int32_t>self.lanes[i].top_k if by_k else 0, self.lanes[i].seed_index, self.lanes[i].sequence,
+                <uint32_t>(len(<list>self.histories[i]) - self.lanes[i].prompt_length))
+            if self.lanes[i].top_p < 1 and not by_k:
+                cuts = 2
+            elif by_k or self.lanes[i].min_p > 0:
+                cuts = max(cuts, 1)
+        return cuts
+
+    def take(self, const int32_t[::1] chosen not None):
+        cdef size_t i, most = chosen.shape[0]
+        tokens = []
+        for i in range(self.lanes.size()):
+            if self.lanes[i].row >= most:
+                raise IndexError(f"[lanes] row {self.lanes[i].row} of {most}")
+            if chosen[self.lanes[i].row] < 0:
+                return None, [i]
+            tokens.append(chosen[self.lanes[i].row])
+        return tokens, self._take(tokens)
+
+    cdef list _take(self, list tokens):
+        cdef size_t i
+        over = []
+        for i in range(self.lanes.size()):
+            (<list>self.histories[i]).append(tokens[i])
+            if (<size_t>len(<list>self.histories[i]) >= self.lanes[i].max_length
+                    or tokens[i] in <frozenset>self.ends[i]):
+                over.append(i)
+        return over
 
     def advance(self, const float[:, :] rows not None, const float[:, :, ::1] blocks=None, const float[::1] scales=None):
         cdef const float* summary = _summary(blocks, rows.shape[0], rows.shape[1])
@@ -270,16 +324,11 @@ cdef class Lanes:
                 tokens[i] = _choose(self.lanes[i], &rows[self.lanes[i].row, 0], n, u[i],
                                     summary + self.lanes[i].row * width if summary else NULL,
                                     scales[self.lanes[i].row] if scales is not None else 1.0)
-        over = []
         for i in range(self.lanes.size()):
             if tokens[i] < 0:
                 return None, [i]
-        for i in range(self.lanes.size()):
-            (<list>self.histories[i]).append(tokens[i])
-            if (<size_t>len(<list>self.histories[i]) >= self.lanes[i].max_length
-                    or tokens[i] in <frozenset>self.ends[i]):
-                over.append(i)
-        return tokens, over
+        chosen = list(tokens)
+        return chosen, self._take(chosen)
 
 
 cdef int32_t _choose(Lane& lane, const float* x, size_t n, double u, const float* summary, float scale) except? -2 nogil:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..program.batch import DeviceRows
 from . import _search
 from .chain import FilterChain
 from .policy import Advance, Hypothesis, Policy, Request
@@ -47,9 +48,13 @@ def best_continuations(
     """
     beams = len(running)
     found = _search.best_continuations(rows, running[: len(rows)], count, normalise, blocks)
-    if found is not None and len(rows) < beams and (len(found) < count or found[-1][0] == -np.inf):
+    if found is not None and len(rows) < beams and _too_few(found, count):
         found = _search.best_continuations(np.repeat(rows, beams, axis=0), running, count, normalise)
     return None if found is None else [Continuation._make(one) for one in found]
+
+
+def _too_few(found: Sequence[tuple[float, int, int]], count: int) -> bool:
+    return len(found) < count or found[-1][0] == -np.inf
 
 
 def grown(live: Sequence[Track], going: Sequence[Continuation]) -> list[Track]:
@@ -127,15 +132,29 @@ class BeamPolicy(ScoredPolicy):
     def summary_scale(self) -> float | None:
         return 1.0 if self._plain else None
 
+    @property
+    def ranked(self) -> int:
+        return self._count if self._plain and not self._keeps else 0
+
+    def rank(self, rows: DeviceRows) -> Advance:
+        found = rows.best_continuations(self._running[: len(rows)], self._count, True)
+        if found is None:
+            raise self._not_a_number()
+        if len(rows) < len(self._running) and _too_few(found, self._count):
+            return self.advance(rows.host())
+        return self._grow([Continuation._make(one) for one in found], len(rows))
+
     def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
-        found = self._continuations(logits, blocks)
+        return self._grow(self._continuations(logits, blocks), len(logits))
+
+    def _grow(self, found: list[Continuation], rows: int) -> Advance:
         self._step += 1
         length = len(self._live[0].tokens) + 1
         stops = self._stops(found, length)
         going, self._running = self._going(found, stops)
         self._finish(found, stops)
         self._live = grown(self._live, going)
-        last = len(logits) - 1
+        last = rows - 1
         parents = [min(one.parent, last) for one in going]
         self.finished = all(stops) or self._is_settled(length)
         if self.finished:

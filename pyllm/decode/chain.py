@@ -23,11 +23,19 @@ class FilterChain:
         """chosen: for group beams, the tokens that earlier groups chose in this step (a list the policy refills)."""
         options = request.options
         self._plain = _plain_filters(request, chosen)
+        self._repetition = options.repetition_penalty
         self._sampling = _sampling_filters(options) if options.do_sample else []
         self._last: list[Filter] = [lambda scores, _: filters.renormalize(scores)] if options.renormalize_logits else []
         unfused = options.top_h is not None or options.typical_p < 1 or 0 < options.epsilon_cutoff < 1
         unfused = unfused or 0 < options.eta_cutoff < 1 or options.renormalize_logits or options.num_beams > 1
         self.sampling_fused = options.do_sample and not unfused
+
+    @property
+    def penalty(self) -> float | None:
+        """The repetition penalty, 1 for none, if no other filter comes before sampling or in its place; else None."""
+        if len(self._plain) > (self._repetition != 1) or (self._sampling and not self.sampling_fused) or self._last:
+            return None
+        return self._repetition
 
     @property
     def is_drawn_from_logits(self) -> bool:

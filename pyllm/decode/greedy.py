@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from . import _search
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Policy, Proposal, Request, Verified
+from .policy import Advance, Choice, Hypothesis, Policy, Proposal, Request, Verified
 from .stopping import Stopping
 from .track import Stop
 
@@ -42,6 +42,17 @@ class GreedyPolicy(Policy):
         lanes.add(row, track.tokens, self._stopping.ends, self.prompt_length, self.max_length, None, 0, 0, 0)
         return True
 
+    @property
+    def choice(self) -> Choice | None:
+        penalty = self._chain.penalty
+        if penalty is None or self._counts or self._keeps:
+            return None
+        return Choice(None, [0], penalty=penalty, histories=[self._live[0].tokens])
+
+    def take(self, tokens: list[int]) -> Advance:
+        (token,) = tokens
+        return self._grow(token)
+
     def settle(self) -> None:
         tokens = self._live[0].tokens
         stop = self._stopping.at_end_token(tokens[-1]) or self._stopping.for_all(len(tokens))
@@ -57,6 +68,10 @@ class GreedyPolicy(Policy):
         if self._counts:
             self._keep_scores([track], scores)
             track.logprob += float(scores[0, token]) - _search.log_sum_exp(scores[0])
+        return self._grow(token)
+
+    def _grow(self, token: int) -> Advance:
+        track = self._live[0]
         track.take(token)
         stop = self._stopping.at_end_token(token)
         if stop is None and self._stopping.reads_text:

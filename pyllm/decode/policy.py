@@ -12,17 +12,30 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidOptionError, NumericError, PromptError
+from ..program.batch import DeviceRows
 from . import _search
 from .options import GenerationOptions
 from .track import Distribution, Kept, Stop, Track, hypothesis, keeps_anything
 from .track import Hypothesis as Hypothesis  # the other half of the interface
 
 Decode = Callable[[list[int]], str]
+
+# Options for which a search reads the logits itself where a device could choose, if they differ from their defaults.
+_READ_LOGITS = (
+    *("min_length", "min_new_tokens", "num_beam_groups", "coverage_penalty", "return_alternatives", "top_h"),
+    *("typical_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "encoder_repetition_penalty"),
+    *("encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "exponential_decay_length_penalty"),
+    *("remove_invalid_values", "renormalize_logits", "logits_processor", "prefix_allowed_tokens_fn"),
+    *("output_scores", "output_logits", "logprobs", "output_cross_attentions"),
+)
+_READ_BY_BEAMS = ("do_sample", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,23 @@ class Advance:
 
     parents: list[int]
     tokens: list[int]
+
+
+class Choice(NamedTuple):
+    """How a device chooses the next tokens of a policy's live sequences; no more is to be done with their logits.
+
+    cuts        temperature, top-k, top-p, min-p; None: the most likely token
+    sequences   of each token its sequence's number, for the random numbers of (seed, seed_index, sequence, step)
+    penalty     repetition penalty to be applied first, on `histories`, one a row; 1: none
+    """
+
+    cuts: tuple[float, int, float, float] | None
+    sequences: list[int]
+    seed: int = 0
+    seed_index: int = 0
+    step: int = 0
+    penalty: float = 1.0
+    histories: Sequence[list[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +183,32 @@ class Policy(ABC):
     def settle(self) -> None:
         """Ends the group, whose last token a lane has chosen."""
         raise RuntimeError("[policy] settle without a lane")
+
+    @property
+    def choice(self) -> Choice | None:
+        """How a device can make the next step's choices, for `take`; None where there is more to a step."""
+        return None
+
+    def take(self, tokens: list[int]) -> Advance:
+        """Takes one step with tokens that were chosen elsewhere, as `choice` says."""
+        raise RuntimeError("[policy] this search chooses by itself")
+
+    @property
+    def ranked(self) -> int:
+        """How many continuations `rank` needs of a device's rows; 0: it needs the logits themselves."""
+        return 0
+
+    def rank(self, rows: DeviceRows) -> Advance:
+        """Takes one step with continuations that a device ranks."""
+        raise RuntimeError("[policy] this search ranks by itself")
+
+    @property
+    def needs_logits(self) -> str:
+        """Names of the options for which the logits are read."""
+        names = (*_READ_LOGITS, *(_READ_BY_BEAMS if self.options.num_beams > 1 else ()))
+        fields = GenerationOptions.__dataclass_fields__
+        given = [name for name in names if getattr(self.options, name) != fields[name].default]
+        return ", ".join(given) or "a large vocabulary or many beams"
 
     def verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
         """Takes as many steps as proposals turn out to be right, and one more, of each live sequence for itself.

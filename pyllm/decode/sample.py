@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import NumericError
 from . import _search
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Policy, Proposal, Request, Verified
+from .policy import Advance, Choice, Hypothesis, Policy, Proposal, Request, Verified
 from .stopping import Stopping
 from .track import Stop, Track
 
@@ -65,6 +65,21 @@ class SamplePolicy(Policy):
         lanes.add(row, tokens, ends, self.prompt_length, self.max_length, self._cuts, *at)
         return True
 
+    @property
+    def choice(self) -> Choice | None:
+        penalty = self._chain.penalty
+        if penalty is None or self.options.output_scores or self._keeps:
+            return None
+        sequences = self._index if self._step else list(range(len(self._tracks)))
+        step = len(self._live[0].tokens) - self.prompt_length
+        histories = [track.tokens for track in self._live]
+        return Choice(self._cuts, sequences, self.seed, self.request.seed_index, step, penalty, histories)
+
+    def take(self, tokens: list[int]) -> Advance:
+        if self._step == 0:
+            self._fork()
+        return self._grow(tokens)
+
     def settle(self) -> None:
         tokens = self._live[0].tokens
         stop = self._stopping.at_end_token(tokens[-1]) or self._stopping.for_all(len(tokens))
@@ -73,14 +88,19 @@ class SamplePolicy(Policy):
         self._live, self._index, self.finished = [], [], True
 
     def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
-        parents = list(range(len(self._live)))
         if self._step == 0 and len(self._tracks) > 1:
             logits = np.repeat(logits, len(self._tracks), axis=0)
-            self._tracks[1:] = [self._tracks[0].fork() for _ in self._tracks[1:]]  # with what was kept of the row
-            self._live, self._index = list(self._tracks), list(range(len(self._tracks)))
-            parents = [0] * len(self._tracks)
             blocks = None if blocks is None else np.repeat(blocks, len(self._tracks), axis=0)
-        tokens = self._draw(logits, blocks)
+            self._fork()
+        return self._grow(self._draw(logits, blocks))
+
+    def _fork(self) -> None:
+        """From one sequence, the prompt, to those that are asked for."""
+        self._tracks[1:] = [self._tracks[0].fork() for _ in self._tracks[1:]]  # with what was kept of the row
+        self._live, self._index = list(self._tracks), list(range(len(self._tracks)))
+
+    def _grow(self, tokens: list[int]) -> Advance:
+        parents = list(range(len(self._live))) if self._step else [0] * len(self._live)
         for track, token in zip(self._live, tokens, strict=True):
             track.take(token)
         self._step += 1

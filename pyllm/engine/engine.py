@@ -5,7 +5,8 @@ Generation, streaming, pipelines and servers drive this loop. Knows no text and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..decode.policy import Advance, Policy, Verified
 from ..errors import InvalidOptionError
-from ..program.batch import Batch, Capture, KvCache, Runner
+from ..program.batch import Batch, Capture, DeviceRows, KvCache, Runner, on_host
 from .batching import BatchBuilder
 from .groups import Choosing, Group, can_summarise
 from .sequences import SequenceTable
@@ -22,6 +23,7 @@ from .sources import Source, release
 from .speculation import Assistant, Draft, Lookup
 
 ROWS_PER_STEP = 512  # rows of one step; an eighth of them are left to prompts however many sequences decode
+Rows = NDArray[np.float32] | DeviceRows
 SCORED_ROWS = 128  # rows whose logits `score` takes at once: 128 x 50k floats are 25 MB
 
 
@@ -61,6 +63,8 @@ class Engine:
         self._builder = BatchBuilder(self._sequences)
         self._groups: list[Group] = []
         self._summarises = can_summarise(runner)
+        self._device_rows: Callable[[Any], DeviceRows] | None = getattr(runner, "device_rows", None)
+        self._told: set[str] = set()  # why logits came to the host, as logged
         self._running: list[Group] = []  # groups whose logits the current batch yields, in its order
         self._choosing = Choosing([], False)  # for them
         self._steady = False  # the next batch has the same groups and row counts, one token further
@@ -91,7 +95,10 @@ class Engine:
             return []
         batch = self._next_batch() if self._steady else self._compose()
         advanced = self._running
-        logits = self._run(batch)
+        logits: Any = self._run(batch)
+        if self._device_rows is not None:
+            logits = self._device_rows(logits)
+            self._choosing.choose(logits)
         if self._choosing.lanes is None:
             steady = self._advance_all(logits) and len(advanced) == len(self._groups)
             self._steady = steady and len(batch.ids) == len(logits)
@@ -111,7 +118,7 @@ class Engine:
         summary = self._choosing.summary
         return {} if summary is None else {"summary": summary}
 
-    def _advance_all(self, logits: NDArray[np.float32]) -> bool:
+    def _advance_all(self, logits: Rows) -> bool:
         """Lets every running group choose; whether their next rows follow on these one for one."""
         steady, row = True, 0
         for group in self._running:
@@ -120,9 +127,10 @@ class Engine:
             row += rows
         return steady
 
-    def _advance_lanes(self, logits: NDArray[np.float32]) -> None:
+    def _advance_lanes(self, logits: Any) -> None:
         """The same in a steady decode, where most need nothing but a choice."""
-        ended = self._choosing.advance_members(logits)
+        on_device = self._device_rows is not None
+        ended = self._choosing.take_members(logits) if on_device else self._choosing.advance_members(logits)
         steady = True
         for group, row in self._choosing.others:
             steady = self._advance(group, row, logits) and steady
@@ -130,14 +138,18 @@ class Engine:
             self.drop(group)
         self._steady = steady and not ended
 
-    def _advance(self, group: Group, row: int, logits: NDArray[np.float32]) -> bool:
+    def _advance(self, group: Group, row: int, logits: Rows) -> bool:
         """Lets one group choose from its rows, which begin at `row`."""
         count, guesses = len(group.slots), group.guesses
         rows = logits if group.rows == len(logits) else logits[row : row + group.rows]
-        if guesses:
-            step: Advance = self._verify(group, guesses, rows)
-        else:
-            step = group.policy.advance(rows, self._choosing.blocks(group, row))
+        step: Advance | None = None
+        if not isinstance(rows, np.ndarray):
+            step = self._choosing.advance_group(group, row, rows)
+            rows = self._fetched(group, rows) if step is None else rows
+        if isinstance(rows, np.ndarray):
+            blocks = self._choosing.blocks(group, row)
+            step = self._verify(group, guesses, rows) if guesses else group.policy.advance(rows, blocks)
+        assert step is not None
         group.tokens = step.tokens
         if not step.tokens:
             self.drop(group)
@@ -152,6 +164,14 @@ class Engine:
         elif guesses is not None:
             group.guesses = [self._guess(group.policy, group.policy.live_index(i)) for i in range(len(step.tokens))]
         return guesses is None and len(step.parents) == count
+
+    def _fetched(self, group: Group, rows: DeviceRows) -> NDArray[np.float32]:
+        """Logits that a device can't choose from by itself; why is logged once."""
+        why = "speculation" if group.guesses is not None else group.policy.needs_logits
+        if why not in self._told:
+            self._told.add(why)
+            logging.getLogger("pyllm").debug("logits come from the device to the host: %s", why)
+        return rows.host()
 
     def _verify(self, group: Group, guesses: list[Lookup | Draft], rows: NDArray[np.float32]) -> Verified:
         """A step of a group whose sequences ran proposals: what they were wrong about leaves the cache."""
@@ -233,9 +253,10 @@ class Engine:
                 self._builder.add(slot, piece, logits_from=0, source=source)
                 batch = self._builder.build()
                 if self.cross is None and capture is None:
-                    yield self._runner.run(batch, self.cache)
+                    yield on_host(self._runner, self._runner.run(batch, self.cache))
                 else:
-                    yield self._runner.run(batch, self.cache, cross=self.cross, capture=capture)
+                    output = self._runner.run(batch, self.cache, cross=self.cross, capture=capture)
+                    yield on_host(self._runner, output)
         finally:
             self._sequences.close(slot)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..program.batch import BLOCK_TOKENS, Batch, Capture, KvCache, Runner
+from ..program.batch import BLOCK_TOKENS, Batch, Capture, KvCache, Runner, on_host
 
 Wanted = str | Sequence[Sequence[int]]
 
@@ -55,7 +55,7 @@ def encode_batches(
                     _allocate(cross, sources[-1].blocks, len(text))
             rows = _rows(some, wanted if isinstance(wanted, str) else wanted[begin:end])
             batch = _batch(some, own, sources, types, rows)
-            output = runner.run(batch, cache, program="encode", cross=cross, capture=capture)
+            output = on_host(runner, runner.run(batch, cache, program="encode", cross=cross, capture=capture))
         except BaseException:
             for source in sources:
                 release(cross, source)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..decode.drafting import Drafting
 from ..decode.option_names import MOST_PROPOSED
 from ..decode.policy import Policy, Proposal
-from ..program.batch import KvCache, Runner
+from ..program.batch import KvCache, Runner, on_host
 from ..tokenization import Tokenizer
 from .batching import BatchBuilder
 from .sequences import SequenceTable
@@ -178,7 +178,8 @@ class Assistant:
             self._sequences.extend(draft.slot, len(piece))
             self._builder.add(draft.slot, piece, logits_from=-1 if done else len(piece))
             (complete if done else going).append(draft)
-        logits = self._fitting(self._runner.run(self._builder.build(), self._cache))
+        output = on_host(self._runner, self._runner.run(self._builder.build(), self._cache))
+        logits = self._fitting(output)
         return going + [draft for i, draft in enumerate(complete) if draft.take(logits[i : i + 1])]
 
     def _fitting(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:

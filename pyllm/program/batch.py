@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,59 @@ class Summary:
 SUMMARY_COLUMNS = 64  # columns in one block of a summary (kPanel in csrc/kernels.h)
 
 
+# How the next token of a row is chosen. temperature 0: the largest logit, the lowest id among equals; else drawn after
+# top-k (0: off), top-p (1: off) and min-p (0: off) with the random number of (seed, seed_index, sequence, step).
+CHOICE = np.dtype(
+    [
+        ("temperature", "f8"),
+        ("top_p", "f8"),
+        ("min_p", "f8"),
+        ("seed", "u8"),
+        ("top_k", "i4"),
+        ("seed_index", "u4"),
+        ("sequence", "u4"),
+        ("step", "u4"),
+    ]
+)
+UNCUT, CUT_BY_K, CUT = 0, 1, 2  # what is known of several: no cuts; top-p only where there is a top-k below n; nothing
+
+
+class DeviceRows(Protocol):
+    """Output rows [R, n] that are in a device's memory: choices come to the host, or, when asked, the rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> DeviceRows:
+        """Some of the rows, side by side."""
+
+    def host(self) -> NDArray[np.float32]:
+        """A copy, C-contiguous, for the caller to overwrite."""
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether `choose` and `penalise` take rows of this width."""
+
+    def can_rank(self, count: int) -> bool:
+        """Whether `best_continuations` takes rows of this width and so many."""
+
+    def penalise(self, rows: list[int], histories: list[list[int]], penalties: list[float]) -> None:
+        """The repetition penalty, in place, on some rows: of the tokens of their histories."""
+
+    def choose(self, choices: NDArray[Any], cuts: int = CUT) -> NDArray[np.int32]:
+        """A token for each of `choices` (CHOICE [R]; for a single row any number of them): what decode.sample and
+        greedy search would choose on the host, but for rounding where probabilities add up; -1 where the row has no
+        softmax, or NaN. cuts: UNCUT, CUT_BY_K or CUT."""
+
+    def best_continuations(
+        self, running: list[float], count: int, normalise: bool
+    ) -> list[tuple[float, int, int]] | None:
+        """(score, row, token) of the `count` best of running[r] + rows[r, token], best first, ties by row and token;
+        `normalise` takes rows as logits and uses their log-probabilities. None when a row holds NaN or +inf."""
+
+
 class KvCache(Protocol):
     """Paged key/value storage of one session. Blocks are reference-counted; ids are small integers."""
 
@@ -117,8 +170,16 @@ class Runner(Protocol):
         program: str = "step",
         cross: KvCache | None = None,
         capture: Capture | None = None,
-        summary: Summary | None = None,
     ) -> NDArray[np.float32]:
         """One step of one program ("step" or "encode"); its output float32 [R, n]. The next run with the same cache may
-        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. `summary`: its blocks are set;
-        only for programs whose output a linear gives, as logits are."""
+        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. Some runners also take
+        `summary: Summary | None`, whose blocks they set: for programs whose output a linear gives, as logits are.
+
+        A runner whose output is in a device's memory has a method `device_rows` that makes DeviceRows of it."""
+
+
+def on_host(runner: Runner, output: Any) -> NDArray[np.float32]:
+    """What a runner's `run` gave, as an array of this process."""
+    wrap = getattr(runner, "device_rows", None)
+    rows: NDArray[np.float32] = output if wrap is None else wrap(output).host()
+    return rows

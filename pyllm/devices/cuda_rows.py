@@ -1,0 +1,181 @@
+"""Output rows in the memory of a GPU: tokens and continuations are chosen there and only these come to the host."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DeviceError
+from ..program.batch import CHOICE, CUT
+
+
+class Memory(Protocol):
+    """Arrays of one GPU (CuPy's; NumPy's, emulated)."""
+
+    def bytes(self, what: str, count: int) -> Any:
+        """uint8 [count], not initialised. Raises OutOfMemoryError, which names `what`."""
+
+    def address(self, array: Any) -> int: ...
+
+    def current_stream(self) -> int:
+        """What this thread enqueues is in the order of this stream; 0: the default one."""
+
+
+class Chooser:
+    """Chooses from rows of one runner's output. Threads take turns.
+
+    module, xp: pyllm._cuda and cupy, or its emulation and numpy; index: the GPU.
+    """
+
+    def __init__(self, module: Any, xp: Any, memory: Memory, index: int = 0) -> None:
+        if module.choice_dtype() != CHOICE:
+            raise DeviceError("[cuda] the compiled kernels belong to another version of pyllm; build it again")
+        self.module = module
+        self.memory = memory
+        self._xp, self._index = xp, index
+        self._lock = threading.Lock()
+        self._buffers: dict[str, Any] = {}
+        self._sent = b""  # the choices that are on the device
+
+    def rows(self, output: Any) -> CudaRows:
+        """DeviceRows of a runner's output, float32 [R, n]. It is valid as long as the output is."""
+        return CudaRows(self, output)
+
+    @contextmanager
+    def turn(self) -> Iterator[int]:
+        """One thread at a time, with the GPU as the current one; gives the stream."""
+        here: AbstractContextManager[Any] = nullcontext() if self.module.emulated else self._xp.cuda.Device(self._index)
+        with self._lock, here:
+            yield self.memory.current_stream()
+
+    def buffer(self, what: str, count: int) -> Any:
+        """At least `count` bytes, kept from call to call."""
+        held = self._buffers.get(what)
+        if held is None or held.nbytes < count:
+            self._buffers.pop(what, None)
+            held = self._buffers[what] = self.memory.bytes("choices", max(2 * count, 1024))
+        return held
+
+    def upload(self, what: str, array: NDArray[Any]) -> int:
+        """The address of a copy."""
+        held = self.buffer(what, array.nbytes)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if self.module.emulated:
+            held[: len(flat)] = flat
+        else:  # in order with the kernels
+            held[: len(flat)].set(flat, stream=self._xp.cuda.get_current_stream())
+        return self.memory.address(held)
+
+    def upload_choices(self, choices: NDArray[Any]) -> int:
+        """The same, unless they are there already, as in a steady greedy decode."""
+        content = choices.tobytes()
+        if content != self._sent:
+            self._sent = b""
+            self.upload("choices", choices)
+            self._sent = content
+        return self.memory.address(self._buffers["choices"])
+
+
+class CudaRows:
+    """See program.batch.DeviceRows."""
+
+    def __init__(self, chooser: Chooser, array: Any) -> None:
+        self._chooser = chooser
+        self._array = array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self._array.shape
+        return rows, columns
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, rows: slice) -> CudaRows:
+        return CudaRows(self._chooser, self._array[rows])
+
+    def host(self) -> NDArray[np.float32]:
+        return _to_host(self._array)
+
+    @property
+    def can_choose(self) -> bool:
+        # Kernels read whole pieces of 16 bytes: rows begin on such and have room for them.
+        columns, ld = self._array.shape[1], self._array.strides[0] // 4
+        aligned = ld % 4 == 0 and ld >= columns and self._address % 16 == 0 and self._array.dtype == np.float32
+        return bool(aligned and 1 <= columns <= self._chooser.module.MOST_CHOICES)
+
+    def can_rank(self, count: int) -> bool:
+        return self.can_choose and 1 <= count <= self._chooser.module.MOST_BEST
+
+    def penalise(self, rows: list[int], histories: list[list[int]], penalties: list[float]) -> None:
+        every = {row: i for i, row in enumerate(rows)}
+        count = len(self)
+        lengths = np.zeros(count, np.int32)
+        lengths[rows] = [len(history) for history in histories]
+        values = np.ones(count, np.float32)
+        values[rows] = penalties
+        ids = np.concatenate([np.array(histories[every[row]], np.int32) for row in sorted(every)])
+        offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
+        chooser = self._chooser
+        with chooser.turn() as stream:
+            parts = {"ids": ids, "offsets": offsets, "lengths": lengths, "penalties": values}
+            at = [chooser.upload(what, array) for what, array in parts.items()]
+            chooser.module.penalise(self._view(), count, self.shape[1], *at, stream=stream)
+
+    def choose(self, choices: NDArray[Any], cuts: int = CUT) -> NDArray[np.int32]:
+        count, columns, chooser = len(choices), self.shape[1], self._chooser
+        if count == 0:
+            return np.zeros(0, np.int32)
+        with chooser.turn() as stream:
+            tokens = chooser.buffer("tokens", 4 * count)
+            workspace = chooser.buffer("workspace", chooser.module.choose_workspace(count, columns))
+            at = chooser.upload_choices(choices), *(chooser.memory.address(array) for array in (tokens, workspace))
+            chooser.module.choose(self._view(count), count, columns, *at, cuts=cuts, stream=stream)
+            return _to_host(tokens[: 4 * count]).view(np.int32)
+
+    def best_continuations(
+        self, running: list[float], count: int, normalise: bool
+    ) -> list[tuple[float, int, int]] | None:
+        rows, columns, chooser = len(self), self.shape[1], self._chooser
+        size = 4 * rows * count
+        with chooser.turn() as stream:
+            held = chooser.buffer("best", 2 * size + 4 * rows)
+            workspace = chooser.buffer("workspace", chooser.module.top_workspace(rows, columns, count))
+            first = chooser.memory.address(held)
+            at = first, first + size, first + 2 * size, chooser.memory.address(workspace)
+            chooser.module.top(self._view(), rows, columns, count, normalise, *at, stream=stream)
+            found = _to_host(held[: 2 * size + 4 * rows])
+        values, sums = found[:size].view(np.float32).reshape(rows, count), found[2 * size :].view(np.float32)
+        ids = found[size : 2 * size].view(np.int32).reshape(rows, count)
+        return None if np.isnan(sums).any() else _merged(values, ids, running, count)
+
+    @property
+    def _address(self) -> int:
+        return self._chooser.memory.address(self._array)
+
+    def _view(self, count: int = 0) -> tuple[int, int, str]:
+        """What kernels take; one row may stand for `count`."""
+        ld = self._array.strides[0] // 4
+        return self._address, 0 if len(self) == 1 and count > 1 else ld, "float32"
+
+
+def _merged(
+    values: NDArray[np.float32], ids: NDArray[np.int32], running: list[float], count: int
+) -> list[tuple[float, int, int]]:
+    """The best of all rows' best, each row's best first: by score, then by row and id."""
+    scores = (values + np.array(running, np.float32)[:, None]).reshape(-1)
+    there = np.flatnonzero(ids.reshape(-1) >= 0)
+    order = there[np.argsort(-scores[there], kind="stable")[:count]]
+    columns = values.shape[1]
+    return list(zip(scores[order].tolist(), (order // columns).tolist(), ids.reshape(-1)[order].tolist(), strict=True))
+
+
+def _to_host(array: Any) -> NDArray[Any]:
+    """A copy, when all that is enqueued before is done."""
+    copy: NDArray[Any] = np.array(array) if isinstance(array, np.ndarray) else array.get()
+    return np.ascontiguousarray(copy)

@@ -1,0 +1,174 @@
+"""Logits that stay on a device: engines choose the same tokens from them as from rows of the host."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_arrays import Device
+from engine_doubles import DoubleCache, DoubleRunner
+from test_lanes import CASES, by_hand, drive, policies_of
+
+from pyllm.decode.options import GenerationOptions
+from pyllm.decode.policy import Policy, make_policy
+from pyllm.devices.cuda_rows import Chooser, CudaRows
+from pyllm.engine.engine import Engine
+from pyllm.errors import NumericError
+from pyllm.program.batch import Batch
+
+
+class Memory:
+    """What a device's runner allocates by."""
+
+    def __init__(self, on: Device) -> None:
+        self._on = on
+
+    def bytes(self, what: str, count: int) -> Any:
+        return self._on.empty(count, np.uint8)
+
+    def address(self, array: Any) -> int:
+        return self._on.pointer(array)
+
+    def current_stream(self) -> int:
+        return 0 if self._on.emulated else int(self._on.xp.cuda.get_current_stream().ptr)
+
+
+class OnDevice(DoubleRunner):
+    """Logits end in device memory, in rows of a multiple of 64 columns; counts what of them comes back."""
+
+    def __init__(self, on: Device, vocab_size: int = 23) -> None:
+        super().__init__(vocab_size)
+        self._on = on
+        self._chooser = Chooser(on.module, on.xp, Memory(on))
+        self.fetched = 0
+
+    def run(self, batch: Batch, cache: DoubleCache) -> Any:
+        rows = super().run(batch, cache)
+        padded = np.full((len(rows), -(-rows.shape[1] // 64) * 64), np.nan, np.float32)
+        padded[:, : rows.shape[1]] = rows
+        return self._on.to_device(padded)[:, : rows.shape[1]]
+
+    def device_rows(self, output: Any) -> CudaRows:
+        runner = self
+
+        class Watched(CudaRows):
+            def __getitem__(self, rows: slice) -> CudaRows:
+                return Watched(self._chooser, self._array[rows])
+
+            def host(self) -> Any:
+                runner.fetched += len(self)
+                return super().host()
+
+        return Watched(self._chooser, output)
+
+
+def policy_of(options: dict[str, Any], vocab_size: int = 23, prompt: Any = (3, 4, 3)) -> Policy:
+    chosen = GenerationOptions.build({}, {"max_new_tokens": 12, "eos_token_id": [5], **options})
+    return make_policy(list(prompt), chosen, vocab_size=vocab_size, seed=7)
+
+
+def outcome(policy: Policy) -> list[tuple[Any, ...]]:
+    return [(one.token_ids, one.finish_reason) for one in policy.results()]
+
+
+def test_engines_choose_on_the_device_what_policies_choose(device: Device) -> None:
+    together, alone = policies_of(23, 5), policies_of(23, 5)
+    with Engine(OnDevice(device)) as engine:
+        drive(engine, together)
+        assert engine.cache.blocks_in_use == 0
+    plain = DoubleRunner()
+    for policy, other in zip(together, alone, strict=True):
+        by_hand(other, plain)
+        assert outcome(policy) == outcome(other)
+        for one, same in zip(policy.results(), other.results(), strict=True):
+            assert one.score == (same.score if same.score is None else pytest.approx(same.score, rel=1e-5))
+
+
+ON_DEVICE: list[dict[str, Any]] = [
+    *CASES[:6],
+    {"do_sample": True, "top_k": 0, "min_p": 0.2, "repetition_penalty": 1.3},
+    {"do_sample": True, "top_k": 3, "num_return_sequences": 3, "repetition_penalty": 0.8},
+    {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
+]
+ON_HOST: list[tuple[dict[str, Any], str]] = [
+    ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+    ({"do_sample": True, "typical_p": 0.5, "output_scores": True}, "typical_p, output_scores"),
+    ({"num_beams": 2, "repetition_penalty": 1.2}, "repetition_penalty"),
+    ({"logits_processor": [lambda ids, scores: scores]}, "logits_processor"),
+    ({"prompt_lookup_num_tokens": 3}, "speculation"),
+]
+
+
+@pytest.mark.parametrize("options", ON_DEVICE, ids=str)
+def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any]) -> None:
+    policy, other, runner = policy_of(options), policy_of(options), OnDevice(device)
+    with Engine(runner) as engine:
+        drive(engine, [policy], late=0)
+    by_hand(other, DoubleRunner())
+    assert outcome(policy) == outcome(other)
+    assert runner.fetched == 0
+
+
+@pytest.mark.parametrize(("options", "why"), ON_HOST, ids=str)
+def test_what_reads_logits_gets_them(
+    device: Device,
+    options: dict[str, Any],
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    policy, other, runner = policy_of(options), policy_of(options), OnDevice(device)
+    beside = policy_of({})
+    with caplog.at_level(logging.DEBUG, "pyllm"), Engine(runner) as engine:
+        drive(engine, [policy, beside], late=0)
+    plain = {name: value for name, value in options.items() if name != "prompt_lookup_num_tokens"}
+    other = policy_of(plain)
+    by_hand(other, DoubleRunner())
+    assert outcome(policy) == outcome(other)
+    assert runner.fetched > 0
+    assert [record.getMessage() for record in caplog.records if record.name == "pyllm"] == [
+        f"logits come from the device to the host: {why}"
+    ]
+
+
+def test_small_vocabularies_fill_beams(device: Device) -> None:
+    """The prompt's row alone has too few continuations for all beams."""
+    policy, other = (
+        policy_of({"num_beams": 4, "eos_token_id": [2]}, 3, [1]),
+        policy_of({"num_beams": 4, "eos_token_id": [2]}, 3, [1]),
+    )
+    with Engine(OnDevice(device, 3)) as engine:
+        drive(engine, [policy], late=0)
+    by_hand(other, DoubleRunner(3))
+    assert outcome(policy) == outcome(other)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("at", [3, 9])
+def test_damaged_logits_are_reported(device: Device, options: dict[str, Any], at: int) -> None:
+    class Damaged(OnDevice):
+        def logits(self, tokens: list[int]) -> Any:
+            row = super().logits(tokens)
+            return np.full_like(row, np.nan) if len(tokens) == at else row
+
+    with Engine(Damaged(device)) as engine, pytest.raises(NumericError, match=f"NaN at position {at}"):
+        drive(engine, [policy_of({"eos_token_id": [], **options})], late=0)
+
+
+def test_scoring_reads_the_rows(device: Device) -> None:
+    with Engine(OnDevice(device)) as engine, Engine(DoubleRunner()) as other:
+        assert (engine.score([1, 2, 3]) == other.score([1, 2, 3])).all()
+
+
+def test_rows_that_kernels_cannot_read_come_to_the_host(device: Device) -> None:
+    chooser = Chooser(device.module, device.xp, Memory(device))
+    dense = chooser.rows(device.to_device(np.zeros((2, 23), np.float32)))
+    assert not dense.can_choose
+    assert not dense.can_rank(2)
+    wide = chooser.rows(device.to_device(np.zeros((2, 64), np.float32))[:, :23])
+    assert wide.can_choose
+    assert wide.can_rank(2)
+    assert not wide.can_rank(device.module.MOST_BEST + 1)
+    assert wide.shape == (2, 23)
+    assert wide.host().shape == (2, 23)
