@@ -61,7 +61,18 @@ int64_t Executor::output_cols(int index) const {
   return r.buffers[size_t(r.output)].cols;
 }
 
+size_t Executor::arena_bytes() const {
+  std::lock_guard<std::mutex> turn(mutex_);
+  return arena_bytes_;
+}
+
+size_t Executor::pinned_bytes() const {
+  std::lock_guard<std::mutex> turn(mutex_);
+  return upload_.pinned_bytes();
+}
+
 size_t Executor::graphs() const {
+  std::lock_guard<std::mutex> turn(mutex_);
   size_t count = 0;
   for (const Prepared& routine : routines_)
     for (const auto& [sizes, bucket] : routine.buckets) count += bool(bucket.graph);

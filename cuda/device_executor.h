@@ -46,8 +46,8 @@ class Executor {
   const std::shared_ptr<Lane>& lane() const { return lane_; }
   int64_t output_cols(int index) const;
   int64_t output_ld(int index) const { return round_up(output_cols(index), kPanel); }
-  size_t arena_bytes() const { return arena_bytes_; }
-  size_t pinned_bytes() const { return upload_.pinned_bytes(); }
+  size_t arena_bytes() const;
+  size_t pinned_bytes() const;
   size_t graphs() const;  // decode buckets that run as graphs by now
 
  private:
@@ -94,7 +94,7 @@ class Executor {
   DeviceWeights weights_;
   std::vector<Prepared> routines_;
 
-  std::mutex mutex_;  // taken before the lane's
+  mutable std::mutex mutex_;  // taken before the lane's
   bool buckets_ = true;
   uint8_t* arena_ = nullptr;
   size_t arena_bytes_ = 0;

@@ -79,12 +79,8 @@ std::pair<py::list, py::list> run(Executor& executor, int routine, const py::arr
   return lists_of(std::move(capture));
 }
 
-py::dict memory(const Executor& executor) {
-  py::dict out;
-  out["activations"] = executor.arena_bytes();
-  out["pinned"] = executor.pinned_bytes();
-  return out;
-}
+// Bytes of activations (with scratch) and of pinned host memory.
+std::pair<size_t, size_t> memory(const Executor& executor) { return {executor.arena_bytes(), executor.pinned_bytes()}; }
 
 void bind_executor(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> nogil;
@@ -150,8 +146,9 @@ void bind_executor(py::module_& m) {
           "OutOfMemoryError, the caches being unchanged, and DeviceError.")
       .def("output_cols", &Executor::output_cols, py::arg("routine"))
       .def("output_ld", &Executor::output_ld, py::arg("routine"), "Floats between rows of the output.")
-      .def("memory", &memory, "Bytes of activations (with scratch) and of pinned host memory.")
-      .def_property_readonly("graphs", &Executor::graphs, "Sizes of decode steps that run as graphs by now.");
+      .def("memory", &memory, nogil, "Bytes of activations (with scratch), and of pinned host memory.")
+      .def_property_readonly("graphs", py::cpp_function([](const Executor& e) { return e.graphs(); }, nogil),
+                             "Sizes of decode steps that run as graphs by now.");
 }
 
 }  // namespace

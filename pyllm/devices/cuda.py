@@ -166,13 +166,13 @@ class CudaRunner:
     def memory_report(self) -> dict[str, int]:
         """Bytes held: weights, activations and scratch of a step, key/value caches, outputs, all on the device; and
         pinned memory of the host."""
-        held = self._executor.memory()
+        activations, pinned = self._executor.memory()
         return {
             "weights": self._weight_bytes,
-            "activations": int(held["activations"]),
+            "activations": int(activations),
             "key_value_cache": sum(cache.bytes for cache in list(self._caches)),
             "outputs": sum(int(held.nbytes) for held, _ in list(self._outputs.values())),
-            "pinned_host": int(held["pinned"]),
+            "pinned_host": int(pinned),
         }
 
     def _place_weights(self) -> None:

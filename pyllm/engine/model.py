@@ -21,8 +21,8 @@ Self = TypeVar("Self", bound="Model")
 class Model:
     """A loaded checkpoint. Made by `pyllm.load`, which gives a LanguageModel, a Seq2SeqModel or an EncoderModel.
 
-    Threads may share one: each call has its own cache. It survives `fork`. Use it in a `with` block, or call `close`,
-    to free its memory at a known time.
+    Threads may share one: each call has its own cache. It survives `fork`, unless it is on a GPU: a process forked off
+    gets a DeviceError there. Use it in a `with` block, or call `close`, to free its memory at a known time.
 
     folder, config                      where it came from, and its config.json
     generation_config                   generation_config.json, or the generation options in config.json without one
@@ -103,9 +103,10 @@ class Model:
         return f"{type(self).__name__}({self.folder.name!r}, {self.network.family}, {types} on {self.device})"
 
     def __getstate__(self) -> dict[str, Any]:
+        forking = "" if self.device.startswith("cuda") else ", or fork, which it survives"
         raise PicklingError(
             "[model] a loaded model can't be pickled or copied, got an attempt to; send its `folder` and pyllm.load it "
-            "there, or fork, which it survives"
+            f"there{forking}"
         )
 
     def _open_runner(self) -> Runner:
