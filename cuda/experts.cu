@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kThreads) route_few_kernel(const RouteArgs a) 
 // Four columns of a row.
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const RouteArgs a, const View y, const View residual, const View out, int64_t cols) {
-  const int64_t column = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 4, row = blockIdx.y;
+  const int64_t column = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * 4, row = blockIdx.x;
   if (column >= cols) return;
   const int many = int(min(int64_t(4), cols - column));
   float v[4] = {};
@@ -213,7 +213,7 @@ void route(const RouteArgs& a, Stream stream) {
 
 void combine(const RouteArgs& a, const View& y, const View& residual, const View& out, int64_t cols, Stream stream) {
   if (a.rows <= 0 || cols <= 0) return;
-  const dim3 grid(unsigned((cols + 4 * kThreads - 1) / (4 * kThreads)), unsigned(a.rows));
+  const dim3 grid(unsigned(a.rows), unsigned((cols + 4 * kThreads - 1) / (4 * kThreads)));
   PYLLM_LAUNCH(combine_kernel, grid, dim3(kThreads), 0, stream, a, y, residual, out, cols);
 }
 

@@ -31,6 +31,8 @@ void tiles_half(const TileArgs& a, Type type, Stream stream);
 void tiles_i8(const TileArgs& a, Type type, Stream stream);
 void tiles_i4(const TileArgs& a, Type type, Stream stream);
 void tiles(const TileArgs& a, Type type, Stream stream);
+// wgmma, in builds for sm_90a (PYLLM_HAVE_HOPPER) and on such devices: one matrix of `type`, x of `type`.
+void tiles_hopper(const TileArgs& a, Type type, Stream stream);
 
 }  // namespace cuda
 }  // namespace pyllm
