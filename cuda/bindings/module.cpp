@@ -21,8 +21,8 @@ Type type_of(const std::string& name) {
 }
 
 void bind_linear(py::module_& m);  // linear.cpp
-void bind_tiles(py::module_& m);  // tiles.cpp
-void bind_model(py::module_& m);  // model.cpp
+void bind_tiles(py::module_& m);   // tiles.cpp
+void bind_model(py::module_& m);   // model.cpp
 
 namespace {
 
