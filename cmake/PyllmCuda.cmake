@@ -3,6 +3,7 @@
 file(GLOB PYLLM_CUDA_KERNELS CONFIGURE_DEPENDS cuda/*.cu)
 file(GLOB PYLLM_CUDA_HOPPER CONFIGURE_DEPENDS cuda/hopper/*.cu)
 file(GLOB PYLLM_CUDA_HOST CONFIGURE_DEPENDS cuda/*.cpp cuda/bindings/*.cpp)
+list(APPEND PYLLM_CUDA_HOST ${PYLLM_CUDA_SHARED_BINDINGS})
 
 function(_pyllm_cuda_missing why)
   if(PYLLM_CUDA STREQUAL "AUTO")
@@ -12,11 +13,13 @@ function(_pyllm_cuda_missing why)
   endif()
 endfunction()
 
-# Folders with the headers of NVIDIA's Python packages, which this Python may have: site-packages/nvidia/*/include.
+# Folders with the headers of NVIDIA's Python packages: site-packages/nvidia/*/include of this Python, in an isolated
+# build also those of the environment that is installed into.
 function(_pyllm_nvidia_includes out)
   execute_process(
-    COMMAND "${Python_EXECUTABLE}" -c "import glob, sys
-print(';'.join(found for each in sys.path for found in sorted(glob.glob(each + '/nvidia/*/include'))))"
+    COMMAND "${Python_EXECUTABLE}" -c "import glob, sys, sysconfig
+folders = dict.fromkeys([*sys.path, sysconfig.get_path('platlib')])
+print(';'.join(found for each in folders for found in sorted(glob.glob(each + '/nvidia/*/include'))))"
     OUTPUT_VARIABLE found OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   set(${out} "${found}" PARENT_SCOPE)
 endfunction()
@@ -36,14 +39,20 @@ macro(pyllm_find_cuda)
   endif()
   include(CheckLanguage)
   check_language(CUDA)
+  set(PYLLM_CUDA_FOUND OFF)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
+  endif()
+  if(NOT CMAKE_CUDA_COMPILER)
+    _pyllm_cuda_missing("no nvcc that works was found (on PATH, in CUDA_HOME or /usr/local/cuda)")
+  elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+    _pyllm_cuda_missing("nvcc must be 12.0 or later, got ${CMAKE_CUDA_COMPILER_VERSION}")
+  else()
+    set(PYLLM_CUDA_FOUND ON)
     find_package(CUDAToolkit REQUIRED)
     set(CMAKE_CUDA_STANDARD 17)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
-  else()
-    _pyllm_cuda_missing("no nvcc was found (on PATH, in CUDA_HOME or /usr/local/cuda)")
   endif()
 endmacro()
 

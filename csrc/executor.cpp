@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <numeric>
 
 #include "errors.h"
 #include "machine.h"
@@ -20,23 +19,7 @@ Program checked(Program program) {
 
 size_t page_up(size_t bytes) { return size_t(round_up(int64_t(bytes), 4096)); }
 
-size_t bytes_of(const std::vector<int64_t>& shape) {
-  return size_t(std::accumulate(shape.begin(), shape.end(), int64_t(1), std::multiplies<int64_t>())) * sizeof(float);
-}
-
-size_t op_writing(const Routine& r, int buffer) {
-  for (size_t i = 0; i < r.ops.size(); i++)
-    if (buffer >= 0 && writes(r.ops[i]) == buffer) return i;
-  throw Error(ErrorKind::array,
-              text("[capture] no operation of ", r.name, " writes buffer ", buffer, "; use the ids the program gave"));
-}
-Error named_twice(int buffer) {
-  return Error(ErrorKind::array, text("[capture] buffer ", buffer, " was named twice; name it once"));
-}
-
 }  // namespace
-
-Array::Array(std::vector<int64_t> dims) : shape(std::move(dims)), data(bytes_of(shape), "captured values") {}
 
 Executor::Executor(Program program, int threads, const Kernels& kernels)
     : program_(checked(std::move(program))),
@@ -54,13 +37,9 @@ Executor::Executor(Program program, int threads, const Kernels& kernels)
       formats_.push_back(m.shape.format);
   int counters = 0;
   for (const Routine& routine : program_.routines) {
-    const CrossUse use = routine.reads_cross()    ? CrossUse::reads
-                         : routine.stores_cross() ? CrossUse::stores
-                                                  : CrossUse::none;
-    const Limits limits = {routine.table_rows(program_), routine.max_positions, routine.segment_rows(program_),
-                           !routine.causal(), use};
+    const Limits limits = limits_of(program_, routine);
     routines_.push_back({make_plan(program_, routine, threads_, prepares), limits, routine.heads() / routine.kv.heads,
-                         use == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0,
+                         limits.cross == CrossUse::reads ? routine.cross_heads() / program_.cross.heads : 0,
                          RotaryTables(routine)});
     const Plan& plan = routines_.back().plan;
     width_ = std::max(width_, plan.width);
@@ -243,49 +222,11 @@ void Executor::reserve(int64_t rows, int64_t keys) {
   keys_ = keys;
 }
 
-// The caches must be this program's; the batch is checked by Step.
-void Executor::check_caches(const Routine& r, const KvCache& cache, const KvCache* cross) const {
-  if (!(cache.shape() == r.kv))
-    throw Error(ErrorKind::array,
-                text("[run] the cache belongs to another model or program; use this model's new_cache() for ", r.name));
-  if (cross && (r.stores_cross() || r.reads_cross()) && !(cross->shape() == program_.cross))
-    throw Error(ErrorKind::array, "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
-}
-
 void Executor::check_summary(const Routine& r) const {
   const Linear* last = std::get_if<Linear>(&r.ops.back());  // it writes the output
   if (last == nullptr || program_.matrices[size_t(last->weight)].shape.gated)
     throw Error(ErrorKind::array, text("[summary] the output of ", r.name,
                                        " must be logits, got what no matrix gives; leave the summary out"));
-}
-
-// Arrays for what is wanted, once the batch is known to be right.
-CaptureTargets Executor::prepare_capture(const Routine& r, Capture& capture) const {
-  const Batch& b = step_.batch();
-  CaptureTargets targets;
-  targets.rows.assign(r.ops.size(), nullptr);
-  targets.weights.resize(r.ops.size());
-  for (int wanted : capture.buffers) {
-    const size_t op = op_writing(r, wanted);
-    const Buffer& buffer = r.buffers[size_t(wanted)];
-    if (targets.rows[op]) throw named_twice(wanted);
-    capture.values.emplace_back(std::vector<int64_t>{buffer.rows == Rows::T ? b.rows : b.logits, buffer.cols});
-    targets.rows[op] = capture.values.back().floats();
-  }
-  for (int wanted : capture.attentions) {
-    const size_t op = op_writing(r, wanted);
-    const bool own = std::holds_alternative<Attention>(r.ops[op]);
-    if (!own && !std::holds_alternative<CrossAttention>(r.ops[op]))
-      throw Error(ErrorKind::array, "[capture] weights are those of attention; name the output of one");
-    if (!targets.weights[op].empty()) throw named_twice(wanted);
-    capture.weights.emplace_back();
-    for (int64_t s = 0; s < b.sequences; s++) {
-      const int64_t rows = b.starts[s + 1] - b.starts[s], keys = (own ? b.context : b.cross_context)[s];
-      capture.weights.back().emplace_back(std::vector<int64_t>{own ? r.heads() : r.cross_heads(), rows, keys});
-      targets.weights[op].push_back(capture.weights.back().back().floats());
-    }
-  }
-  return targets;
 }
 
 void Executor::profile(bool enable) {
@@ -310,13 +251,13 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
   if (missing_ != 0)
     throw Error(ErrorKind::array,
                 text("[run] ", missing_, " weights are not loaded; load every matrix and vector first"));
-  check_caches(r, cache, cross);
+  check_caches(program_, r, cache, cross);
   if (summary) check_summary(r);
   step_.load(batch, cache, cross, limits);
   reserve(batch.rows, step_.longest());
   rotary.reserve(step_.longest(), threads_, turn);
   CaptureTargets targets;
-  if (capture) targets = prepare_capture(r, *capture);
+  if (capture) targets = prepare_capture(r, batch, *capture);
   for (int i = 0; i < plan.attentions; i++) counters_[size_t(i)].next.store(0, std::memory_order_relaxed);
 
   if (plan.divides) step_.divide(group, r.kv.heads, threads_);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "capture.h"
 #include "kv_cache.h"
 #include "plan.h"
 #include "profile.h"
@@ -17,21 +18,6 @@
 #include "worker.h"
 
 namespace pyllm {
-
-// A fresh float32 array.
-struct Array {
-  explicit Array(std::vector<int64_t> shape);  // zeros; throws Error(out_of_memory)
-  float* floats() const { return reinterpret_cast<float*>(data.data()); }
-  std::vector<int64_t> shape;
-  Arena data;
-};
-
-// Intermediates that a step hands out: buffers by number, and the weights of the attention ops that write a buffer.
-struct Capture {
-  std::vector<int> buffers, attentions;     // asked for
-  std::vector<Array> values;                // [rows, cols]
-  std::vector<std::vector<Array>> weights;  // for each sequence [heads, rows, keys]
-};
 
 class Executor {
  public:
@@ -88,8 +74,6 @@ class Executor {
   size_t linear_work(int matrix, int64_t rows) const;
   Sharing sharing_for(int64_t rows, bool captures) const;
   void check_summary(const Routine& routine) const;
-  void check_caches(const Routine& routine, const KvCache& cache, const KvCache* cross) const;
-  CaptureTargets prepare_capture(const Routine& routine, Capture& capture) const;
 
   const Program program_;
   const Kernels& kernels_;

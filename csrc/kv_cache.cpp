@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "errors.h"
 
@@ -11,15 +12,35 @@ namespace {
 // Slabs double up to the largest, so a short text takes little and a long one few mappings.
 constexpr size_t kFirstSlab = size_t(4) << 20, kLargestSlab = size_t(256) << 20;
 
+class HostMemory : public BlockMemory {
+ public:
+  uint8_t* allocate(size_t bytes) override {
+    slabs_.emplace_back(bytes, "key/value cache");
+    return slabs_.back().data();
+  }
+  bool fresh_is_zero() const override { return true; }
+  void zero(uint8_t* at, size_t bytes) override { std::memset(at, 0, bytes); }
+  void copy(uint8_t* to, const uint8_t* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+  size_t huge_bytes() const override {
+    size_t huge = 0;
+    for (const Arena& slab : slabs_) huge += slab.huge_bytes();
+    return huge;
+  }
+
+ private:
+  std::vector<Arena> slabs_;
+};
+
 }  // namespace
 
-KvCache::KvCache(const KvShape& shape, size_t max_bytes) : shape_(shape), max_bytes_(max_bytes) {}
+KvCache::KvCache(const KvShape& shape, size_t max_bytes, std::unique_ptr<BlockMemory> memory)
+    : shape_(shape), max_bytes_(max_bytes), memory_(memory ? std::move(memory) : std::make_unique<HostMemory>()) {}
 
 int KvCache::allocate() {
   std::lock_guard<std::mutex> lock(mutex_);
   const int block = take();
   Block& taken = blocks_[size_t(block)];
-  if (taken.used_before) std::memset(taken.base, 0, shape_.block_bytes());
+  if (taken.used_before || !memory_->fresh_is_zero()) memory_->zero(taken.base, shape_.block_bytes());
   taken.used_before = true;
   return block;
 }
@@ -29,7 +50,7 @@ int KvCache::copy(int block) {
   in_use(block, "copy");
   const int copied = take();
   Block& taken = blocks_[size_t(copied)];
-  std::memcpy(taken.base, blocks_[size_t(block)].base, shape_.block_bytes());
+  memory_->copy(taken.base, blocks_[size_t(block)].base, shape_.block_bytes());
   taken.used_before = true;
   return copied;
 }
@@ -61,9 +82,7 @@ size_t KvCache::bytes() const {
 
 size_t KvCache::huge_bytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  size_t huge = 0;
-  for (const Arena& slab : slabs_) huge += slab.huge_bytes();
-  return huge;
+  return memory_->huge_bytes();
 }
 
 void KvCache::views(const int32_t* blocks, int64_t count, View* out) const {
@@ -99,7 +118,7 @@ int KvCache::take() {
 
 void KvCache::grow() {
   const size_t each = shape_.block_bytes();
-  const size_t wanted = std::min(kLargestSlab, kFirstSlab << std::min<size_t>(slabs_.size(), 6));
+  const size_t wanted = std::min(kLargestSlab, kFirstSlab << std::min<size_t>(slabs_, 6));
   size_t count = std::max<size_t>(1, wanted / each);
   if (max_bytes_ != 0) {
     count = std::min(count, max_bytes_ / each - std::min(max_bytes_ / each, blocks_.size()));
@@ -108,10 +127,10 @@ void KvCache::grow() {
                   text("[cache] keys and values may take ", max_bytes_, " bytes, and all ", blocks_.size(),
                        " blocks of ", each, " bytes are in use; raise the limit, or run fewer or shorter sequences"));
   }
-  slabs_.reserve(slabs_.size() + 1);
+  uint8_t* slab = nullptr;
   for (;; count = (count + 1) / 2) {  // a smaller slab may still be granted
     try {
-      slabs_.emplace_back(count * each, "key/value cache");
+      slab = memory_->allocate(count * each);
       break;
     } catch (const Error&) {
       if (count == 1) throw;
@@ -119,9 +138,10 @@ void KvCache::grow() {
   }
   blocks_.reserve(blocks_.size() + count);
   free_.reserve(blocks_.size() + count);
-  bytes_ += slabs_.back().size();
+  slabs_++;
+  bytes_ += count * each;
   for (size_t i = count; i-- > 0;) free_.push_back(int(blocks_.size() + i));  // lowest id on top
-  for (size_t i = 0; i < count; i++) blocks_.push_back({slabs_.back().data() + i * each, 0, false});
+  for (size_t i = 0; i < count; i++) blocks_.push_back({slab + i * each, 0, false});
 }
 
 }  // namespace pyllm

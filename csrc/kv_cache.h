@@ -26,11 +26,23 @@ struct KvShape {
   }
 };
 
+// Where blocks lie: this machine's memory, or a device's. Addresses are the device's own; only it can use them.
+class BlockMemory {
+ public:
+  virtual ~BlockMemory() = default;
+  virtual uint8_t* allocate(size_t bytes) = 0;  // kept as long as this object; throws Error(out_of_memory)
+  virtual bool fresh_is_zero() const = 0;       // whether what allocate() gives is
+  // In the order of calls, and before what steps do to the memory afterwards.
+  virtual void zero(uint8_t* at, size_t bytes) = 0;
+  virtual void copy(uint8_t* to, const uint8_t* from, size_t bytes) = 0;
+  virtual size_t huge_bytes() const { return 0; }  // of what was allocated, backed by huge pages now
+};
+
 // Thread-safe. Methods that name a block throw Error(array) when it is not in use.
 class KvCache {
  public:
-  // max_bytes 0: as much as the system gives.
-  KvCache(const KvShape& shape, size_t max_bytes);
+  // max_bytes 0: as much as the system gives. memory nullptr: this machine's.
+  KvCache(const KvShape& shape, size_t max_bytes, std::unique_ptr<BlockMemory> memory = nullptr);
 
   int allocate();           // one reference, all bytes zero; throws Error(out_of_memory)
   int copy(int block);      // allocate() with the content of another
@@ -58,7 +70,7 @@ class KvCache {
   struct Block {
     uint8_t* base;
     int references;
-    bool used_before;  // fresh memory is zero already
+    bool used_before;  // fresh memory may be zero already
   };
   View view(int block) const;
   Block& in_use(int block, const char* where);
@@ -68,7 +80,8 @@ class KvCache {
   const KvShape shape_;
   const size_t max_bytes_;
   mutable std::mutex mutex_;
-  std::vector<Arena> slabs_;
+  const std::unique_ptr<BlockMemory> memory_;
+  size_t slabs_ = 0;
   std::vector<Block> blocks_;
   std::vector<int> free_;
   size_t bytes_ = 0;

@@ -107,6 +107,21 @@ int64_t blocks_for(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlock
 
 }  // namespace
 
+Limits limits_of(const Program& program, const Routine& routine) {
+  const CrossUse use = routine.reads_cross()    ? CrossUse::reads
+                       : routine.stores_cross() ? CrossUse::stores
+                                                : CrossUse::none;
+  return {routine.table_rows(program), routine.max_positions, routine.segment_rows(program), !routine.causal(), use};
+}
+
+void check_caches(const Program& program, const Routine& r, const KvCache& cache, const KvCache* cross) {
+  if (!(cache.shape() == r.kv))
+    throw Error(ErrorKind::array,
+                text("[run] the cache belongs to another model or program; use this model's new_cache() for ", r.name));
+  if (cross && (r.stores_cross() || r.reads_cross()) && !(cross->shape() == program.cross))
+    throw Error(ErrorKind::array, "[run] the cross cache belongs to another model; use this model's new_cross_cache()");
+}
+
 void Step::load(const Batch& b, const KvCache& cache, const KvCache* cross, const Limits& limits) {
   Problems problems;
   check_starts(b, problems);

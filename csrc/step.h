@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "kv_cache.h"
+#include "program.h"
 
 namespace pyllm {
 
@@ -32,6 +33,10 @@ struct Limits {
   bool whole = false;     // every sequence must be there from its first token on
   CrossUse cross = CrossUse::none;
 };
+
+Limits limits_of(const Program& program, const Routine& routine);
+// The caches must be this program's. Throws Error(array).
+void check_caches(const Program& program, const Routine& routine, const KvCache& cache, const KvCache* cross);
 
 // Query vectors [first, first + count), counted over rows and the query heads of one kv head, from the first row of a
 // sequence on. In cross-attention they may go on into the following sequences, which then have the same source.

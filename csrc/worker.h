@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "capture.h"
 #include "plan.h"
 #include "profile.h"
 #include "program.h"
@@ -16,12 +17,6 @@ namespace pyllm {
 
 struct alignas(64) Counter {
   std::atomic<int64_t> next{0};
-};
-
-// Where the values go that a step hands out besides its output.
-struct CaptureTargets {
-  std::vector<float*> rows;                  // by op: its output [rows, cols], nullptr: not wanted
-  std::vector<std::vector<float*>> weights;  // by op: for each sequence [heads, rows, keys], zeros; none: not wanted
 };
 
 // What the workers of one step share.

@@ -27,6 +27,7 @@ size_t shared_memory_limit();
 #if !defined(PYLLM_CUDA_EMU)
 void allow_shared_memory(const void* kernel, size_t bytes);  // runtime.cpp: above 48 KB a kernel must be told
 void check_launch(const char* kernel);                       // runtime.cpp: throws Error(device)
+bool can_overlap();                                          // runtime.cpp: whether the current device is an sm_90
 
 // A launch that may begin while the kernel before it still ends (sm_90; elsewhere a plain one): the kernel must call
 // wait_for_previous() before it reads or writes anything that another kernel of the stream touches.
@@ -42,7 +43,7 @@ void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 block, siz
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = can_overlap() ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 #define PYLLM_DYN_SHARED(T, name)                                        \

@@ -65,26 +65,38 @@ __device__ void choose_experts(const RouteArgs& a, int row, int lane) {
   if (a.shared && lane == 0) a.weights[first + a.top_k] = 1.0f / (1.0f + expf(-logits[a.num_experts]));
 }
 
-// A warp lists the rows of one expert and numbers their entries.
-__device__ void list_rows(const RouteArgs& a, int expert, int lane) {
+// The entry of `place` by which a row takes an expert, or -1.
+__device__ __forceinline__ int64_t entry_of(const RouteArgs& a, int row, int last, int expert) {
+  int64_t entry = -1;
+  for (int i = 0; row < last && i < a.top_k; i++) {
+    const int64_t at = int64_t(row) * entries(a) + i;
+    if (a.place[at] >> kNumberBits == expert) entry = at;
+  }
+  return entry;
+}
+
+// A warp counts the rows from first to last (not included) of one expert.
+__device__ int count_rows(const RouteArgs& a, int expert, int first, int last, int lane) {
   int count = 0;
+  for (int row = first; row < last; row += 32)
+    count += __popc(__ballot_sync(kWarp, entry_of(a, row + lane, last, expert) >= 0));
+  return count;
+}
+
+// A warp lists them and numbers their entries, from `count` on; returns the next number.
+__device__ int list_rows(const RouteArgs& a, int expert, int first, int last, int count, int lane) {
   int32_t* list = a.list + int64_t(expert) * a.rows;
-  for (int first = 0; first < a.rows; first += 32) {
-    const int row = first + lane;
-    int64_t entry = -1;
-    for (int i = 0; row < a.rows && i < a.top_k; i++) {
-      const int64_t at = int64_t(row) * entries(a) + i;
-      if (a.place[at] >> kNumberBits == expert) entry = at;
-    }
+  for (int row = first; row < last; row += 32) {
+    const int64_t entry = entry_of(a, row + lane, last, expert);
     const u32 mask = __ballot_sync(kWarp, entry >= 0);
     const int number = count + __popc(mask & ((1u << lane) - 1u));
     if (entry >= 0) {
-      list[number] = row;
+      list[number] = row + lane;
       a.place[entry] = expert << kNumberBits | number;
     }
     count += __popc(mask);
   }
-  if (lane == 0) a.counts[expert] = count;
+  return count;
 }
 
 // Of the experts' counts, what lies before each; the shared one comes last. All threads of a block.
@@ -123,7 +135,19 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const RouteArgs a) {
   const int row = blockIdx.x * kWarps + threadIdx.x / 32;
   if (row < a.rows) choose_experts(a, row, threadIdx.x % 32);
 }
-__global__ void __launch_bounds__(32) list_kernel(const RouteArgs a) { list_rows(a, blockIdx.x, threadIdx.x); }
+// A block an expert; each warp takes an equal part of the rows: counts, then lists from where those before it end.
+__global__ void __launch_bounds__(kThreads) list_kernel(const RouteArgs a) {
+  __shared__ int counts[kWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, expert = blockIdx.x;
+  const int part = (a.rows + kWarps - 1) / kWarps, first = min(warp * part, a.rows), last = min(first + part, a.rows);
+  const int mine = count_rows(a, expert, first, last, lane);
+  if (lane == 0) counts[warp] = mine;
+  __syncthreads();
+  int before = 0;
+  for (int i = 0; i < warp; i++) before += counts[i];
+  const int after = list_rows(a, expert, first, last, before, lane);
+  if (warp == kWarps - 1 && lane == 0) a.counts[expert] = after;
+}
 __global__ void __launch_bounds__(kThreads) place_kernel(const RouteArgs a) {
   __shared__ int32_t offsets[kMostExperts];
   sum_counts(a, offsets);
@@ -136,7 +160,10 @@ __global__ void __launch_bounds__(kThreads) route_few_kernel(const RouteArgs a) 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int row = warp; row < a.rows; row += kWarps) choose_experts(a, row, lane);
   __syncthreads();
-  for (int e = warp; e < a.num_experts; e += kWarps) list_rows(a, e, lane);
+  for (int e = warp; e < a.num_experts; e += kWarps) {
+    const int count = list_rows(a, e, 0, a.rows, 0, lane);
+    if (lane == 0) a.counts[e] = count;
+  }
   __syncthreads();
   sum_counts(a, offsets);
   for (int row = threadIdx.x; row < a.rows; row += kThreads) place_row(a, offsets, row);
@@ -146,7 +173,7 @@ __global__ void __launch_bounds__(kThreads) route_few_kernel(const RouteArgs a) 
 // Four columns of a row.
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const RouteArgs a, const View y, const View residual, const View out, int64_t cols) {
-  const int64_t column = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 4, row = blockIdx.y;
+  const int64_t column = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * 4, row = blockIdx.x;
   if (column >= cols) return;
   const int many = int(min(int64_t(4), cols - column));
   float v[4] = {};
@@ -180,13 +207,13 @@ void route(const RouteArgs& a, Stream stream) {
     return;
   }
   PYLLM_LAUNCH(choose_kernel, dim3(unsigned((a.rows + kWarps - 1) / kWarps)), dim3(kThreads), 0, stream, a);
-  PYLLM_LAUNCH(list_kernel, dim3(unsigned(a.num_experts)), dim3(32), 0, stream, a);
+  PYLLM_LAUNCH(list_kernel, dim3(unsigned(a.num_experts)), dim3(kThreads), 0, stream, a);
   PYLLM_LAUNCH(place_kernel, dim3(unsigned((a.rows + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream, a);
 }
 
 void combine(const RouteArgs& a, const View& y, const View& residual, const View& out, int64_t cols, Stream stream) {
   if (a.rows <= 0 || cols <= 0) return;
-  const dim3 grid(unsigned((cols + 4 * kThreads - 1) / (4 * kThreads)), unsigned(a.rows));
+  const dim3 grid(unsigned(a.rows), unsigned((cols + 4 * kThreads - 1) / (4 * kThreads)));
   PYLLM_LAUNCH(combine_kernel, grid, dim3(kThreads), 0, stream, a, y, residual, out, cols);
 }
 

@@ -1,4 +1,5 @@
 // linear(): which of the matmuls does it.
+#include "errors.h"
 #include "linear_parts.h"
 
 namespace pyllm {
@@ -15,8 +16,10 @@ size_t linear_workspace(const LinearArgs& a) { return a.m > kSkinnyRows && lt_ta
 
 void linear(const LinearArgs& a, void* workspace, Stream stream) {
   if (a.m < 1) return;
-  if (a.m <= kSkinnyRows) linear_skinny(a, stream);
-  else if (lt_takes(a)) linear_lt(a, workspace, stream);
+  if (a.m <= kSkinnyRows) return linear_skinny(a, stream);
+  if (a.norm.kind != NormKind::none)
+    throw Error(ErrorKind::device, "[cuda] a matmul takes a norm where takes_norm() says so");
+  if (lt_takes(a)) linear_lt(a, workspace, stream);
   else linear_tiles(a, stream);
 }
 

@@ -4,6 +4,7 @@
 #include "linear_finish.cuh"
 #include "linear_parts.h"
 #include "norm_rows.cuh"
+#include "runtime.h"
 
 namespace pyllm {
 namespace cuda {
@@ -37,11 +38,12 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b, float sum
 // Rows R of tiles a block and warp, C rows of x from blockIdx.x * C on. Normed: x, normalised, lies in shared memory,
 // and a block takes several groups of tiles; all rows are its.
 template <int R, int C, bool Normed>
-__global__ void __launch_bounds__(kThreads) f32_kernel(LinearArgs a) {
+__global__ void __launch_bounds__(kThreads, R * C > 8 ? 1 : 2) f32_kernel(LinearArgs a) {
   PYLLM_DYN_SHARED(float, staged);
   __shared__ float parts[32];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, first = int(blockIdx.x) * C;
   const int64_t tiles = (a.w.n + 15) / 16, ld = a.w.ld;
+  let_next_begin();
   for (int64_t group = blockIdx.y; group * R < tiles; group += gridDim.y) {
     const float* rows[R][2];
 #pragma unroll
@@ -60,6 +62,7 @@ __global__ void __launch_bounds__(kThreads) f32_kernel(LinearArgs a) {
     };
 #pragma unroll
     for (int s = 0; s < kDepth; ++s) load(w[s], 4 * lane + 128 * s);
+    if (group == blockIdx.y) wait_for_previous();  // weights were there before
     if (Normed && group == blockIdx.y) {
       normalised_rows(a.x, a.m, a.w.k, ld, a.norm, parts, [&](int row, int64_t k, const float(&y)[4]) {
         *reinterpret_cast<float4*>(staged + row * ld + k) = make_float4(y[0], y[1], y[2], y[3]);
@@ -97,18 +100,28 @@ __global__ void __launch_bounds__(kThreads) f32_kernel(LinearArgs a) {
   }
 }
 
+template <int R, int C, bool Normed>
+void launch_kernel(const LinearArgs& a, dim3 grid, size_t bytes, Stream stream) {
+  const auto kernel = f32_kernel<R, C, Normed>;
+  if (has_compute(9, 0)) {
+    PYLLM_LAUNCH_OVERLAPPED(kernel, grid, dim3(kThreads), bytes, stream, a);
+  } else {
+    PYLLM_LAUNCH(kernel, grid, dim3(kThreads), bytes, stream, a);
+  }
+}
+
 template <int R, int C>
 void launch(const LinearArgs& a, int multiprocessors, Stream stream) {
   const int64_t groups = ((a.w.n + 15) / 16 + R - 1) / R;
-  // Blocks over the same weights, for other rows of x, come one after the other: the second finds them in L2.
-  const unsigned columns = unsigned((a.m + C - 1) / C);
-  if (a.norm.kind == NormKind::none) {
-    PYLLM_LAUNCH((f32_kernel<R, C, false>), dim3(columns, unsigned(groups)), dim3(kThreads), 0, stream, a);
-    return;
+  if constexpr (C <= kNormRows) {
+    if (a.norm.kind != NormKind::none) {
+      const int64_t blocks = groups < 2 * multiprocessors ? groups : 2 * multiprocessors;
+      const size_t bytes = size_t(a.m) * size_t(a.w.ld) * sizeof(float);
+      return launch_kernel<R, C, true>(a, dim3(1, unsigned(blocks)), bytes, stream);
+    }
   }
-  const int64_t blocks = groups < 2 * multiprocessors ? groups : 2 * multiprocessors;
-  const size_t bytes = size_t(a.m) * size_t(a.w.ld) * sizeof(float);
-  PYLLM_LAUNCH((f32_kernel<R, C, true>), dim3(1, unsigned(blocks)), dim3(kThreads), bytes, stream, a);
+  // Blocks over the same weights, for other rows of x, come one after the other: the second finds them in L2.
+  launch_kernel<R, C, false>(a, dim3(unsigned((a.m + C - 1) / C), unsigned(groups)), 0, stream);
 }
 
 }  // namespace

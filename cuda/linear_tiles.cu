@@ -6,6 +6,8 @@ namespace pyllm {
 namespace cuda {
 namespace {
 
+constexpr int kExpertsOfRow = 4;  // about what mixtures choose: 2 of 8, 4 of 60, 8 of 128
+
 // Rows of x begin on 16 bytes: base, leading dimension and the columns that numbers begin at allow it.
 bool aligned(const View& v, int64_t begin, int64_t step) {
   const int64_t whole = 16 / size_of(v.type);
@@ -15,7 +17,7 @@ bool aligned(const View& v, int64_t begin, int64_t step) {
 }  // namespace
 
 void tiles(const TileArgs& a, Type type, Stream stream) {
-  if (a.m <= 0 || a.count <= 0) return;
+  if (a.m <= 0) return;
   const Format f = a.w.format;
   if (is_f32(f)) tiles_f32(a, stream);
   else if (is_i8(f)) tiles_i8(a, type, stream);
@@ -27,7 +29,7 @@ TileArgs tile_args(const LinearArgs& a) {
   TileArgs t;
   t.w = a.w;
   t.x = a.x, t.residual = a.residual, t.y = a.y;
-  t.m = a.m;
+  t.m = t.typical = a.m;
   t.activation = a.activation;
   t.scale = a.scale, t.softcap = a.softcap;
   t.aligned_x = aligned(a.x, 0, 0);
@@ -38,12 +40,14 @@ TileArgs tile_args(const LinearArgs& a) {
 void linear_tiles(const LinearArgs& a, Stream stream) { tiles(tile_args(a), a.type, stream); }
 
 void linear_batch(const LinearBatch& a, Stream stream) {
+  if (a.m <= 0 || a.count <= 0) return;
   TileArgs t;
   t.w = a.shape;
   t.batch = a.w;
   t.count = a.count;
   t.x = a.x, t.y = a.y;
   t.m = a.m;
+  t.typical = a.list ? int(int64_t(a.m) * kExpertsOfRow / a.count) : a.m;
   t.x_begin = a.x_begin, t.x_step = a.x_step, t.y_step = a.y_step;
   t.activation = a.activation;
   t.list = a.list, t.list_stride = a.list_stride;

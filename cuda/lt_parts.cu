@@ -12,7 +12,7 @@ unsigned blocks_for(int64_t threads) { return unsigned((threads + kThreads - 1) 
 
 template <class E>
 __global__ void narrow_kernel(const float* x, int64_t x_ld, int64_t cols, E* out, int64_t out_ld) {
-  const int64_t c = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 4, row = blockIdx.y;
+  const int64_t c = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * 4, row = blockIdx.x;
   if (c >= cols) return;
   const float* from = x + row * x_ld + c;
   E* to = out + row * out_ld + c;
@@ -111,7 +111,7 @@ __global__ void finish_kernel(const __grid_constant__ TileArgs a, const float* s
 }  // namespace
 
 void narrow_rows(const View& x, int rows, int64_t cols, const View& out, Stream stream) {
-  const dim3 grid(blocks_for((cols + 3) / 4), unsigned(rows));
+  const dim3 grid(unsigned(rows), blocks_for((cols + 3) / 4));
   const float* from = static_cast<const float*>(x.data);
   if (out.type == Type::f16) {
     PYLLM_LAUNCH(narrow_kernel<f16>, grid, dim3(kThreads), 0, stream, from, x.ld, cols, static_cast<f16*>(out.data),

@@ -67,14 +67,34 @@ __global__ void embed_kernel(EmbedArgs a, StepView step) {
   store4(a.out, t * a.out.ld + k + 4, high);
 }
 
+// Cosine and sine of an angle up to 2^30 as double precision rounds them: taken to within pi / 4 by multiples of pi / 2
+// in two parts, then Taylor's series, of which the first terms left out are below 2^-37 and 2^-41. (cosf and sinf need
+// local memory for large angles.)
+__device__ __forceinline__ void cos_sin(float angle, float& cosine, float& sine) {
+  const double quarters = rint(double(angle) * 0.63661977236758134);
+  double r = fma(-quarters, 1.5707963267948966, double(angle));
+  r = fma(-quarters, 6.123233995736766e-17, r);
+  const double s = r * r;
+  double odd = fma(s, -1.0 / 39916800, 1.0 / 362880), even = fma(s, 1.0 / 479001600, -1.0 / 3628800);
+  odd = fma(s, fma(s, fma(s, odd, -1.0 / 5040), 1.0 / 120), -1.0 / 6);
+  even = fma(s, fma(s, fma(s, fma(s, even, 1.0 / 40320), -1.0 / 720), 1.0 / 24), -0.5);
+  const float of_r[2] = {float(fma(s, even, 1.0)), float(fma(r * s, odd, r))};
+  const int quarter = int(int64_t(quarters) & 3);
+  const float c = quarter % 2 ? of_r[1] : of_r[0], other = quarter % 2 ? of_r[0] : of_r[1];
+  cosine = quarter == 1 || quarter == 2 ? -c : c;
+  sine = quarter >= 2 ? -other : other;
+}
+
 __global__ void rotary_kernel(View out, const float* inv_freq, int n, float scaling, StepView step) {
   const int t = int(blockIdx.x);
   const float position = is_padding(step, t) ? 0.0f : float(step.positions[t]);
   float* row = static_cast<float*>(out.data) + t * out.ld;
   for (int i = int(blockIdx.y * blockDim.x + threadIdx.x); i < n; i += int(gridDim.y * blockDim.x)) {
     const float angle = position * inv_freq[i];
-    row[i] = cosf(angle) * scaling;
-    row[n + i] = sinf(angle) * scaling;
+    float cosine, sine;
+    cos_sin(angle, cosine, sine);
+    row[i] = cosine * scaling;
+    row[n + i] = sine * scaling;
   }
 }
 

@@ -14,6 +14,7 @@ namespace pyllm {
 namespace cuda {
 void allow_shared_memory(const void* kernel, size_t bytes);
 void check_launch(const char* kernel);
+bool can_overlap();
 
 namespace {
 
@@ -175,6 +176,16 @@ void allow_shared_memory(const void* kernel, size_t bytes) {
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
   if (error != cudaSuccess) raise(error, text("asking for ", bytes, " bytes of shared memory"));
   now = bytes;
+}
+
+bool can_overlap() {
+  static std::mutex mutex;
+  static std::map<int, bool> known;
+  const int device = current_device();
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  return known[device] = has_compute(9, 0);
 }
 
 void check_launch(const char* kernel) {

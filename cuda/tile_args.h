@@ -10,7 +10,8 @@ struct TileArgs {
   const Matrix* batch = nullptr;  // device array [count]
   int count = 1;
   View x, residual, y;
-  int m = 0;  // rows, at most
+  int m = 0;        // rows, at most
+  int typical = 0;  // rows that one matrix is likely to have: chooses the tile, no result depends on it
   int64_t x_begin = 0, x_step = 0, y_step = 0;
   Activation activation = Activation::none;
   float scale = 1.0f, softcap = 0.0f;
@@ -30,6 +31,8 @@ void tiles_half(const TileArgs& a, Type type, Stream stream);
 void tiles_i8(const TileArgs& a, Type type, Stream stream);
 void tiles_i4(const TileArgs& a, Type type, Stream stream);
 void tiles(const TileArgs& a, Type type, Stream stream);
+// wgmma, in builds for sm_90a (PYLLM_HAVE_HOPPER) and on such devices: one matrix of `type`, x of `type`.
+void tiles_hopper(const TileArgs& a, Type type, Stream stream);
 
 }  // namespace cuda
 }  // namespace pyllm

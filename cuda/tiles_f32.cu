@@ -36,14 +36,16 @@ __device__ __forceinline__ void store_quad(float* stage, int row, int k, const Q
   for (int i = 0; i < 4; i++) stage[(k + i) * kLd + row] = q.v[i];
 }
 
-// A thread has weight rows p, p + 1, p + 8, p + 9 of 16 (so gate and up of two outputs) and four rows of x.
-__device__ __forceinline__ void add_products(float (&sums)[4][4], const float* stage, int w_row, int x_row) {
+// A thread has weight rows p, p + 1, p + 8, p + 9 of 16 (so gate and up of two outputs) and four rows of x. Those pairs
+// are read flip and 8 - flip rows after p: half of the threads reads the upper one first, so that all banks are used.
+__device__ __forceinline__ void add_products(float (&sums)[4][4], const float* stage, int w_row, int flip, int x_row) {
 #pragma unroll
   for (int k = 0; k < kStep; k++) {
     const float* w = stage + k * kLd + w_row;
     const float4 x = *reinterpret_cast<const float4*>(stage + (kStep + k) * kLd + x_row);
-    const float2 low = *reinterpret_cast<const float2*>(w), high = *reinterpret_cast<const float2*>(w + 8);
-    const float ws[4] = {low.x, low.y, high.x, high.y}, xs[4] = {x.x, x.y, x.z, x.w};
+    const float2 first = *reinterpret_cast<const float2*>(w + flip);
+    const float2 second = *reinterpret_cast<const float2*>(w + 8 - flip);
+    const float ws[4] = {first.x, first.y, second.x, second.y}, xs[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(kThreads) tile_f32_kernel(const __grid_constan
   const int64_t w_from = min(w0 + row, packed_rows(w) - 1);
   const int64_t x_from = x0 + row < rows.count ? rows.x(x0 + row) * a.x.ld + a.x_begin + z * a.x_step : -1;
   const int w_row = threadIdx.x % 16 / 4 * 16 + threadIdx.x % 4 * 2, x_row = threadIdx.x / 16 * 4;
+  const int flip = w_row & 32 ? 8 : 0;
 
   float sums[4][4] = {};
   Quad next_w = load_weights(w, w_from, k_in), next_x = load_x(a, x_from, k_in);
@@ -75,13 +78,13 @@ __global__ void __launch_bounds__(kThreads) tile_f32_kernel(const __grid_constan
       next_w = load_weights(w, w_from, k + kStep + k_in);
       next_x = load_x(a, x_from, k + kStep + k_in);
     }
-    add_products(sums, stage, w_row, x_row);
+    add_products(sums, stage, w_row, flip, x_row);
   }
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < 4; i++)
 #pragma unroll
-    for (int j = 0; j < 4; j++) shared[(x_row + j) * kSumsLd + w_row + i % 2 + i / 2 * 8] = sums[i][j];
+    for (int j = 0; j < 4; j++) shared[(x_row + j) * kSumsLd + w_row + i % 2 + (i < 2 ? flip : 8 - flip)] = sums[i][j];
   __syncthreads();
   write_tile(a, w, z, rows, shared, kSumsLd, x0, kRows, w0, kRows);
 }

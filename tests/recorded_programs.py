@@ -249,7 +249,8 @@ class Steps:
     def _run(
         self, batch: Batch, cache: Any, program: str, capture: Capture | None, summary: Summary | None = None
     ) -> list[np.ndarray]:
-        out = self.runner.run(batch, cache, program=program, cross=self.cross, capture=capture, summary=summary)
+        asked = {} if summary is None else {"summary": summary}  # which not every runner can
+        out = self.runner.run(batch, cache, program=program, cross=self.cross, capture=capture, **asked)
         return np.split(np.array(out), batch.starts[1:-1])
 
 

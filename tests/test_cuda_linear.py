@@ -136,6 +136,17 @@ def test_activations_of_plain_and_gated(device: Device, activation: str, format:
         assert error(Run(device, w, type)(x, activation=activation), want) < 2 * bound(format, type)
 
 
+def test_activations_far_below_zero_vanish(device: Device) -> None:
+    w = plain(F32, 8, 3, np.random.default_rng(14), bias=True)
+    assert w.packed_bias is not None
+    w.packed_bias[:] = [-np.inf, -1e38, -3e4, -50, *[np.nan] * 12]
+    run = Run(device, w, "float32")
+    for activation in ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu"):
+        y = run(np.zeros((1, 3)), activation=activation)
+        assert np.abs(y[0, :4]).max() < 1e-15
+        assert np.isnan(y[0, 4:]).all()
+
+
 @pytest.mark.parametrize(("format", "type"), [(F32, "float32"), (BF16, "bfloat16"), (I8, "float16")])
 @pytest.mark.parametrize("y_type", ["float32", "bfloat16", "float16"])
 def test_epilogue(device: Device, format: int, type: str, y_type: str) -> None:

@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import toy_folder
 
-from pyllm.devices.cuda_packing import FORMATS, Packed, pack_codes, pack_floats
+from pyllm.checkpoint import open_checkpoint
+from pyllm.devices.cuda_packing import FORMATS, DeviceWeights, Packed, pack_codes, pack_floats
 from pyllm.devices.formats import GROUPS
+from pyllm.devices.lowering import Lowering
+from pyllm.devices.packing import load_weights
 from pyllm.errors import ArrayError
+from pyllm.models import bind, network_of
 from pyllm.program.reference import round_bf16
 
 _C = pytest.importorskip("pyllm._C")
@@ -151,3 +156,27 @@ def test_biases_stand_where_their_rows_do() -> None:
 def test_what_a_format_does_not_hold(make: Any, message: str) -> None:
     with pytest.raises(ArrayError, match=message):
         make(np.ones((3, 32), np.float32))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # joined, gated; transposed, biased, a tied table
+def test_a_network_is_packed_whole(name: str) -> None:
+    checkpoint = open_checkpoint(toy_folder(name))
+    network = network_of(checkpoint)
+    tensors = bind(network, checkpoint)
+    lowered = Lowering(network, "float32")
+    uploads: list[Any] = []
+    weights: DeviceWeights[Any] = DeviceWeights(lowered, lambda array: uploads.append(array) or array.copy())
+    load_weights(weights, lowered, tensors, progress=False)
+    assert list(weights.matrices) == list(lowered.matrices.values())
+    assert list(weights.vectors) == [*lowered.vectors.values(), *lowered.biases.values()]
+    assert len(uploads) == sum(len(packed.arrays) for packed in weights.matrices.values()) + len(weights.vectors)
+    tensors = bind(network, checkpoint)
+    for matrix, index in lowered.matrices.items():
+        parts = []
+        for source in matrix.sources:
+            stored = np.asarray(tensors.tensor(source.name))
+            parts.append((stored.T if source.transposed else stored)[source.begin : source.end or None])
+        check(weights.matrices[index], [part.astype(np.float32) for part in parts], matrix.gated)
+        described = weights.matrices[index].described(lambda array: array.ctypes.data)
+        assert (described["bias"] != 0) == bool(matrix.bias)
+        assert (described["n"], described["k"]) == matrix.shape

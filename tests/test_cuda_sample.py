@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, device  # noqa: F401
+from cuda_arrays import Device
 
 from pyllm.decode import _search, filters
 from pyllm.errors import ArrayError
@@ -82,13 +82,13 @@ def on_host(rows: np.ndarray, cuts: Sequence[tuple[Any, ...]], step: int = 0) ->
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize("n", VOCABULARIES)
-def test_chooses_as_the_host(device: Device, n: int, cuts: Any) -> None:  # noqa: F811
+def test_chooses_as_the_host(device: Device, n: int, cuts: Any) -> None:
     rows = logits_of(n, 1)
     for step in range(1 if n > 1000 else 6):
         assert choose(device, rows, [cuts] * len(rows), step) == on_host(rows, [cuts] * len(rows), step)
 
 
-def test_rows_do_not_notice_each_other(device: Device) -> None:  # noqa: F811
+def test_rows_do_not_notice_each_other(device: Device) -> None:
     rows = np.concatenate([logits_of(1000, 2), logits_of(1000, 3)])[:12]
     together = choose(device, rows, CUTS)
     assert together == on_host(rows, CUTS)
@@ -101,7 +101,7 @@ def test_rows_do_not_notice_each_other(device: Device) -> None:  # noqa: F811
     assert choose(device, rows[with_k], some, hint=1) == on_host(rows[with_k], some)
 
 
-def test_draws_have_the_distribution(device: Device) -> None:  # noqa: F811
+def test_draws_have_the_distribution(device: Device) -> None:
     """Chi-square of 3000 draws under cuts: 11 tokens are left, 10 degrees of freedom; above 35 once in 10^4."""
     row = np.random.RandomState(5).standard_normal((1, 300)).astype(np.float32)
     kept = filters.top_k(row.copy(), 11)[0].astype(np.float64)
@@ -119,7 +119,7 @@ def test_draws_have_the_distribution(device: Device) -> None:  # noqa: F811
 @pytest.mark.parametrize("count", [1, 8, 70])
 @pytest.mark.parametrize("n", VOCABULARIES)
 @pytest.mark.parametrize("normalise", [True, False])
-def test_best_continuations(device: Device, n: int, count: int, normalise: bool) -> None:  # noqa: F811
+def test_best_continuations(device: Device, n: int, count: int, normalise: bool) -> None:
     rows = logits_of(n, 4)
     x, total = device.to_device(padded(rows)), len(rows)
     values = device.to_device(np.zeros((total, count), np.float32))
@@ -142,7 +142,7 @@ def test_best_continuations(device: Device, n: int, count: int, normalise: bool)
         np.testing.assert_allclose(found_lse[r], _search.log_sum_exp(rows[r]), rtol=1e-6)
 
 
-def test_limits_are_said(device: Device) -> None:  # noqa: F811
+def test_limits_are_said(device: Device) -> None:
     view = (0, 64, "float32")
     with pytest.raises(ArrayError, match="1 to 1024"):
         device.module.top(view, 1, 50, device.module.MOST_BEST + 1, True, 0, 0, 0, 0)
@@ -151,7 +151,7 @@ def test_limits_are_said(device: Device) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("n", [5, 5000])
-def test_penalties(device: Device, n: int) -> None:  # noqa: F811
+def test_penalties(device: Device, n: int) -> None:
     random = np.random.RandomState(6)
     rows = random.standard_normal((3, n)).astype(np.float32)
     lengths = [0, 7, 900]
@@ -176,7 +176,7 @@ def test_penalties(device: Device, n: int) -> None:  # noqa: F811
     assert (device.to_host(again)[:, :n] == rows).all()
 
 
-def test_advance(device: Device) -> None:  # noqa: F811
+def test_advance(device: Device) -> None:
     choices = np.zeros(130, device.module.choice_dtype())
     choices["step"] = np.arange(130)
     choices["seed"] = 9

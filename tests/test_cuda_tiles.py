@@ -22,6 +22,7 @@ from cuda_matrices import (
     rows_of,
 )
 
+from pyllm.devices import cuda_driver
 from pyllm.program import reference
 from pyllm.program.program import ActivationName
 
@@ -218,10 +219,8 @@ def test_rows_made_narrow(device: Device, type: str) -> None:
 @pytest.mark.parametrize(("format", "type"), [CASES[0], CASES[1], CASES[2], (I8, "bfloat16"), (I4_G32, "float16")])
 def test_cublaslt(device: Device, format: int, type: str) -> None:
     """On a GPU with cuBLASLt: the tiles' results up to rounding, and rows that keep their bits."""
-    from pyllm.devices import cuda_driver
-
-    path = cuda_driver.cublaslt_path()
-    if device.xp is np or path is None or not device.module.load_cublaslt(path):
+    path = None if device.emulated else cuda_driver.cublaslt_path()
+    if path is None or not device.module.load_cublaslt(path):
         pytest.skip("no cuBLASLt")
     rng = np.random.default_rng(13)
     w, x = plain(format, 512, 256, rng, gated=True, bias=True), rng.standard_normal((1500, 256))
@@ -229,3 +228,17 @@ def test_cublaslt(device: Device, format: int, type: str) -> None:
     y = run(device, w, x, type, **options)
     assert error(y, wanted(w, x, type, act="silu")) < (2.0**-8 if format == I4_G32 else 1e-5)
     np.testing.assert_array_equal(run(device, w, x[700:1100], type, **options), y[700:1100])
+
+
+@pytest.mark.parametrize(("format", "type"), CASES[1:3])
+def test_hopper(device: Device, format: int, type: str) -> None:
+    """The tiles by wgmma, where a GPU has it: sizes that divide nothing, and rows that keep their bits."""
+    if not hasattr(device.module, "linear_hopper") or device.module.device_info()["compute_capability"] != (9, 0):
+        pytest.skip("no sm_90a")
+    rng = np.random.default_rng(14)
+    for m, k, n, gated in ((300, 1000, 208, True), (65, 33, 130, False)):
+        w, x = plain(format, n, k, rng, gated=gated, bias=True), rng.standard_normal((m, k))
+        options: dict[str, Any] = {"activation": "silu", "launcher": "linear_hopper"}
+        y = run(device, w, x, type, **options)
+        assert error(y, wanted(w, x, type, act="silu")) < 1e-5
+        np.testing.assert_array_equal(run(device, w, x[20:60], type, **options), y[20:60])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_arrays import Device, device  # noqa: F401
+from cuda_arrays import Device
 from engine_doubles import DoubleCache, DoubleRunner
 from test_lanes import CASES, by_hand, drive, policies_of
 
@@ -73,7 +73,7 @@ def outcome(policy: Policy) -> list[tuple[Any, ...]]:
     return [(one.token_ids, one.finish_reason) for one in policy.results()]
 
 
-def test_engines_choose_on_the_device_what_policies_choose(device: Device) -> None:  # noqa: F811
+def test_engines_choose_on_the_device_what_policies_choose(device: Device) -> None:
     together, alone = policies_of(23, 5), policies_of(23, 5)
     with Engine(OnDevice(device)) as engine:
         drive(engine, together)
@@ -102,7 +102,7 @@ ON_HOST: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("options", ON_DEVICE, ids=str)
-def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any]) -> None:  # noqa: F811
+def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any]) -> None:
     policy, other, runner = policy_of(options), policy_of(options), OnDevice(device)
     with Engine(runner) as engine:
         drive(engine, [policy], late=0)
@@ -113,7 +113,7 @@ def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(("options", "why"), ON_HOST, ids=str)
 def test_what_reads_logits_gets_them(
-    device: Device,  # noqa: F811
+    device: Device,
     options: dict[str, Any],
     why: str,
     caplog: pytest.LogCaptureFixture,
@@ -132,7 +132,7 @@ def test_what_reads_logits_gets_them(
     ]
 
 
-def test_small_vocabularies_fill_beams(device: Device) -> None:  # noqa: F811
+def test_small_vocabularies_fill_beams(device: Device) -> None:
     """The prompt's row alone has too few continuations for all beams."""
     policy, other = (
         policy_of({"num_beams": 4, "eos_token_id": [2]}, 3, [1]),
@@ -146,7 +146,7 @@ def test_small_vocabularies_fill_beams(device: Device) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=str)
 @pytest.mark.parametrize("at", [3, 9])
-def test_damaged_logits_are_reported(device: Device, options: dict[str, Any], at: int) -> None:  # noqa: F811
+def test_damaged_logits_are_reported(device: Device, options: dict[str, Any], at: int) -> None:
     class Damaged(OnDevice):
         def logits(self, tokens: list[int]) -> Any:
             row = super().logits(tokens)
@@ -156,12 +156,12 @@ def test_damaged_logits_are_reported(device: Device, options: dict[str, Any], at
         drive(engine, [policy_of({"eos_token_id": [], **options})], late=0)
 
 
-def test_scoring_reads_the_rows(device: Device) -> None:  # noqa: F811
+def test_scoring_reads_the_rows(device: Device) -> None:
     with Engine(OnDevice(device)) as engine, Engine(DoubleRunner()) as other:
         assert (engine.score([1, 2, 3]) == other.score([1, 2, 3])).all()
 
 
-def test_rows_that_kernels_cannot_read_come_to_the_host(device: Device) -> None:  # noqa: F811
+def test_rows_that_kernels_cannot_read_come_to_the_host(device: Device) -> None:
     chooser = Chooser(device.module, device.xp, Memory(device))
     dense = chooser.rows(device.to_device(np.zeros((2, 23), np.float32)))
     assert not dense.can_choose

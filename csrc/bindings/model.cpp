@@ -4,6 +4,7 @@
 #include <memory>
 #include <tuple>
 
+#include "batch.h"
 #include "common.h"
 #include "errors.h"
 #include "executor.h"
@@ -25,46 +26,6 @@ void bind_cache(py::module_& m) {
           "Bytes of one block, all layers together.")
       .def_property_readonly("bytes", &KvCache::bytes, "Bytes reserved from the system.")
       .def_property_readonly("huge_bytes", &KvCache::huge_bytes, "Bytes of those that huge pages back now.");
-}
-
-Batch batch_of(const py::array& ids, const py::array& positions, const py::array& starts, const py::array& context,
-               const py::array& block_table, const py::array& logit_rows) {
-  Batch b{};
-  b.ids = data_of<int32_t>(ids, "batch.ids", {-1});
-  b.rows = ids.shape(0);
-  b.positions = data_of<int32_t>(positions, "batch.positions", {b.rows});
-  b.context = data_of<int32_t>(context, "batch.context", {-1});
-  b.sequences = context.shape(0);
-  b.starts = data_of<int32_t>(starts, "batch.starts", {b.sequences + 1});
-  b.block_table = data_of<int32_t>(block_table, "batch.block_table", {b.sequences, -1});
-  b.table_width = block_table.shape(1);
-  b.logit_rows = data_of<int32_t>(logit_rows, "batch.logit_rows", {-1});
-  b.logits = logit_rows.shape(0);
-  if (b.rows > INT32_MAX / 2) throw Error(ErrorKind::array, "[batch] a step can have 2^30 rows; divide it");
-  return b;
-}
-
-// What only some programs ask for; None: nothing.
-void add_optional(Batch& b, const py::object& token_types, const py::object& cross_table,
-                  const py::object& cross_context) {
-  if (!token_types.is_none())
-    b.token_types = data_of<int32_t>(token_types.cast<py::array>(), "batch.token_types", {b.rows});
-  if (!cross_table.is_none()) {
-    const py::array table = cross_table.cast<py::array>();
-    b.cross_table = data_of<int32_t>(table, "batch.cross_table", {b.sequences, -1});
-    b.cross_width = table.shape(1);
-  }
-  if (!cross_context.is_none())
-    b.cross_context = data_of<int32_t>(cross_context.cast<py::array>(), "batch.cross_context", {b.sequences});
-}
-
-py::array_t<float> array_of(Array array) {
-  auto held = std::make_unique<Array>(std::move(array));
-  float* data = held->floats();
-  const std::vector<int64_t> shape = held->shape;
-  if (data == nullptr) return py::array_t<float>(shape);
-  const py::capsule owner(held.release(), [](void* p) { delete static_cast<Array*>(p); });
-  return py::array_t<float>(shape, data, owner);
 }
 
 const float* scales_of(const py::object& scales, int64_t rows) {
@@ -100,13 +61,7 @@ py::tuple run(Executor& executor, int routine, const py::array& ids, const py::a
   const py::capsule owner(new std::shared_ptr<Arena>(held),
                           [](void* p) { delete static_cast<std::shared_ptr<Arena>*>(p); });
   const py::array_t<float> out({b.logits, cols}, {ld * int64_t(sizeof(float)), int64_t(sizeof(float))}, output, owner);
-  py::list values, weights;
-  for (Array& value : capture.values) values.append(array_of(std::move(value)));
-  for (std::vector<Array>& op : capture.weights) {
-    py::list sequences;
-    for (Array& sequence : op) sequences.append(array_of(std::move(sequence)));
-    weights.append(sequences);
-  }
+  const auto [values, weights] = lists_of(std::move(capture));
   py::object blocks = py::none();
   if (summarise) blocks = py::array_t<float>({b.logits, panels, int64_t(2)}, summary, owner);
   return py::make_tuple(out, values, weights, blocks);

@@ -21,7 +21,8 @@ Type type_of(const std::string& name) {
 }
 
 void bind_linear(py::module_& m);  // linear.cpp
-void bind_tiles(py::module_& m);  // tiles.cpp
+void bind_tiles(py::module_& m);   // tiles.cpp
+void bind_model(py::module_& m);   // model.cpp
 
 namespace {
 
@@ -118,6 +119,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
   py::register_local_exception_translator(&translate);
   bind_devices(m);
+  bind_model(m);
   bind_attention(m);
   bind_linear(m);
   bind_tiles(m);

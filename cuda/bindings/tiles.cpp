@@ -8,6 +8,7 @@
 
 #include "lt_parts.h"
 #include "matrix.h"
+#include "tile_args.h"
 
 namespace pyllm {
 namespace cuda {
@@ -148,6 +149,18 @@ void bind_tiles(py::module_& m) {
       },
       py::arg("w"), py::arg("type"), py::arg("x"), py::arg("rows"), py::arg("activation"), py::arg("scale"),
       py::arg("softcap"), py::arg("residual"), py::arg("y"), py::arg("stream") = 0);
+#if defined(PYLLM_HAVE_HOPPER)
+  m.def(
+      "linear_hopper",
+      [](const py::dict& w, const std::string& type, const Rows& x, int rows, int activation, float scale,
+         float softcap, const Rows& residual, const Rows& y, uintptr_t stream) {
+        const LinearArgs a = linear_of(w, type, x, rows, activation, scale, softcap, residual, y);
+        tiles_hopper(tile_args(a), a.type, stream_at(stream));
+      },
+      py::arg("w"), py::arg("type"), py::arg("x"), py::arg("rows"), py::arg("activation"), py::arg("scale"),
+      py::arg("softcap"), py::arg("residual"), py::arg("y"), py::arg("stream") = 0,
+      "As linear_tiles(), by wgmma: float16 or bfloat16 weights and x, on devices of compute capability 9.0 only.");
+#endif
   bind_linear_batch(m);
   bind_experts(m);
   bind_lt(m);

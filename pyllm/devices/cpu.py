@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +17,7 @@ from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
 from . import packed_cache, tuning
-from .lowering import Lowering, Routine
+from .lowering import Lowering, Routine, wanted_buffers, warn_inexact
 from .packing import Tensors, load_weights
 
 
@@ -63,13 +61,7 @@ class CpuRunner:
     ) -> None:
         self.network = as_network(network)
         lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
-        for (stored, packed), count in lowered.inexact.items():
-            warnings.warn(
-                f"[load] {count} matrices are stored as {stored}, which no packed format holds: they are packed as "
-                f"{packed} from their dequantised weights",
-                UserWarning,
-                stacklevel=4,
-            )
+        warn_inexact(lowered, stacklevel=5)
         self._routines = lowered.routines
         self._executor = _C.Executor(lowered.program, num_threads, isa)
         if (measured := tuning.kept(self.isa, self.num_threads)) is not None:
@@ -141,8 +133,8 @@ class CpuRunner:
             raise ArrayError(
                 f"[run] the cache must come from this runner's new_cache() or new_cross_cache(), got {given}; make one"
             )
-        buffers = _wanted(routine, capture.buffers if capture else ())
-        attentions = _wanted(routine, capture.attentions if capture else ())
+        buffers = wanted_buffers(routine, capture.buffers if capture else ())
+        attentions = wanted_buffers(routine, capture.attentions if capture else ())
         output, values, weights, blocks = self._executor.run(
             routine.index,
             batch.ids,
@@ -207,14 +199,3 @@ class CpuRunner:
     def _kept(self, cache: _C.KvCache) -> _C.KvCache:
         self._caches.add(cache)
         return cache
-
-
-def _wanted(routine: Routine, names: Iterable[str]) -> dict[str, int]:
-    """Ids of buffers by name, each once."""
-    unknown = [name for name in names if name not in routine.buffers]
-    if unknown:
-        raise ArrayError(
-            f"[capture] buffers are named as the program's listing shows, got {', '.join(map(repr, unknown))}; "
-            "print(runner.network) lists them"
-        )
-    return {name: routine.buffers[name] for name in names}

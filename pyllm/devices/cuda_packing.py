@@ -29,7 +29,7 @@ FORMATS = {
     "int4z-g128": 8,
 }
 ROWS = 16  # packed rows come in tiles of so many
-BLOCK = 1 << 20  # weights converted at a time, so that what that needs stays in the caches
+BLOCK = 1 << 18  # weights converted at a time, so that what that needs stays in the caches
 MOST_ZERO = 16  # GPTQ stores zero points less one: 0..15
 
 A = TypeVar("A")
@@ -235,7 +235,7 @@ class Places:
 def _converted(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Rows of float32, float16 or bfloat16 bits as elements of a float format, to the nearest, ties to even."""
     if dtype == "bfloat16":
-        return rows if rows.dtype == np.uint16 else _bf16_bits(np.ascontiguousarray(rows, np.float32))
+        return rows if rows.dtype == np.uint16 else _bf16_bits(np.asarray(rows, np.float32))
     if dtype == "float16":
         with np.errstate(over="ignore"):  # told apart by who calls
             return rows if rows.dtype == np.float16 else floats_of(rows).astype(np.float16)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
 from .. import _C
 from ..checkpoint.codes import Kind
+from ..errors import ArrayError
 from ..program.network import Network
 from ..program.program import (
     Attention,
@@ -232,6 +234,28 @@ class Routine:
             span,
             list(bias.slopes) if isinstance(bias, Alibi) else [],
             **content,
+        )
+
+
+def wanted_buffers(routine: Routine, names: Iterable[str]) -> dict[str, int]:
+    """Ids of buffers by name, each once. Raises ArrayError for names that the program lacks."""
+    unknown = [name for name in names if name not in routine.buffers]
+    if unknown:
+        raise ArrayError(
+            f"[capture] buffers are named as the program's listing shows, got {', '.join(map(repr, unknown))}; "
+            "print(runner.network) lists them"
+        )
+    return {name: routine.buffers[name] for name in names}
+
+
+def warn_inexact(lowered: Lowering, stacklevel: int) -> None:
+    """Says which matrices are quantised once more, because no format holds what the checkpoint has."""
+    for (stored, packed), count in lowered.inexact.items():
+        warnings.warn(
+            f"[load] {count} matrices are stored as {stored}, which no packed format holds: they are packed as "
+            f"{packed} from their dequantised weights",
+            UserWarning,
+            stacklevel=stacklevel,
         )
 
 

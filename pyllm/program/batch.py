@@ -170,11 +170,10 @@ class Runner(Protocol):
         program: str = "step",
         cross: KvCache | None = None,
         capture: Capture | None = None,
-        summary: Summary | None = None,
     ) -> NDArray[np.float32]:
         """One step of one program ("step" or "encode"); its output float32 [R, n]. The next run with the same cache may
-        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. `summary`: its blocks are set;
-        only for programs whose output a linear gives, as logits are.
+        reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. Some runners also take
+        `summary: Summary | None`, whose blocks they set: for programs whose output a linear gives, as logits are.
 
         A runner whose output is in a device's memory has a method `device_rows` that makes DeviceRows of it."""
 

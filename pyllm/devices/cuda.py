@@ -1,0 +1,219 @@
+"""The CUDA device: packs a network's weights onto a GPU and runs batches there. All arithmetic is in cuda/."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArrayError, DeviceError
+from ..program.batch import Batch, Capture, KvCache
+from ..program.network import Network, as_network
+from ..program.program import Program
+from . import cuda_driver
+from .cuda_memory import DeviceMemory, Kept
+from .cuda_packing import DeviceWeights
+from .cuda_rows import Chooser, CudaRows
+from .formats import plain_dtype
+from .lowering import Lowering, Routine, wanted_buffers, warn_inexact
+from .packing import Tensors, load_weights
+
+RESERVED_ROWS = 512  # of a step that memory is laid out for at load: the engine's
+
+
+class CudaRunner:
+    """A network on a GPU. Threads may share one: steps take turns, caches are independent.
+
+    dtype: "float32" (true float32, no tensor cores), "bfloat16" or "float16": weights, keys, values and the inputs of
+    matmuls; sums and what lies between them are float32 in all. quantization, kv_cache, progress: as CpuRunner's;
+    integer weights meet activations in dtype. device_index: which GPU.
+
+    A process that was forked off cannot use it: CUDA does not survive that.
+    Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
+    """
+
+    def __init__(
+        self,
+        network: Network | Program,
+        tensors: Tensors,
+        *,
+        dtype: str,
+        quantization: str | None = None,
+        kv_cache: str | None = None,
+        progress: bool = False,
+        folder: Path | None = None,
+        device_index: int = 0,
+    ) -> None:
+        self._module, xp = cuda_driver.load(device_index)
+        self.network = as_network(network)
+        lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
+        warn_inexact(lowered, stacklevel=5)
+        self._routines = lowered.routines
+        self._memory = DeviceMemory(self._module, xp, device_index)
+        self._kept = Kept(self._memory)
+        self._executor = self._module.Executor(
+            lowered.program, plain_dtype(dtype), device_index, self._memory.stream, self._kept.replace
+        )
+        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._outputs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._chooser = Chooser(self._module, xp, self._memory, device_index)
+        self._process = os.getpid()
+        self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
+        self._weights = DeviceWeights(lowered, partial(self._memory.upload, "weights"))
+        load_weights(self._weights, lowered, tensors, progress)
+        self._place_weights()
+        arrays = [array for one in self._weights.matrices.values() for array in one.arrays]
+        self._weight_bytes = sum(array.nbytes for array in (*arrays, *self._weights.vectors.values()))
+        self._executor.reserve(RESERVED_ROWS)
+
+    @property
+    def program(self) -> Program:
+        """The network's main program."""
+        return self.network.main
+
+    @property
+    def vocab_size(self) -> int:
+        return self.program.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.program.max_positions
+
+    @property
+    def graphs(self) -> int:
+        """Sizes of decode steps that run as CUDA graphs by now."""
+        return int(self._executor.graphs)
+
+    def set_buckets(self, enable: bool) -> None:
+        """Whether decode steps are padded to the sizes that graphs are made for; changes speed, no result."""
+        self._executor.set_buckets(enable)
+
+    def new_cache(self, program: str = "step", max_bytes: int = 0) -> Any:
+        """An empty cache of one program's own keys and values; max_bytes 0: as large as memory allows."""
+        routine, slabs = self._routine(program), Kept(self._memory)
+        return self._noted(self._executor.new_cache(routine.index, max_bytes, slabs.add))
+
+    def new_cross_cache(self, max_bytes: int = 0) -> Any:
+        """An empty cache for the keys and values of sources, which an encoder stores and its decoder reads."""
+        self._check_process()
+        return self._noted(self._executor.new_cross_cache(max_bytes, Kept(self._memory).add))
+
+    def run(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        *,
+        program: str = "step",
+        cross: KvCache | None = None,
+        capture: Capture | None = None,
+    ) -> Any:
+        """One step; output float32 [R, n] on the device (a cupy.ndarray), a view of the cache's buffer, which the
+        cache's next step overwrites. It is ready in the order of CuPy's current stream; nothing waits for it here.
+
+        capture: its values and weights are set to fresh NumPy arrays.
+        Raises PromptError (ids, token types), ContextLengthError (positions), ArrayError (anything else wrong with the
+        batch, the caches or the names to capture) and OutOfMemoryError; the caches' content is then unchanged.
+        DeviceError in a forked process, or for what the GPU reports.
+        """
+        routine = self._routine(program)
+        kind = self._module.KvCache
+        if not isinstance(cache, kind) or not (cross is None or isinstance(cross, kind)):
+            given = " and ".join(type(one).__name__ for one in (cache, cross) if one is not None)
+            raise ArrayError(
+                f"[run] the cache must come from this runner's new_cache() or new_cross_cache(), got {given}; make one"
+            )
+        buffers = wanted_buffers(routine, capture.buffers if capture else ())
+        attentions = wanted_buffers(routine, capture.attentions if capture else ())
+        with self._lock:
+            held, rows = self._output(cache, routine, len(batch.logit_rows))
+            values, weights = self._executor.run(
+                routine.index,
+                batch.ids,
+                batch.positions,
+                batch.starts,
+                batch.context,
+                batch.block_table,
+                batch.logit_rows,
+                cache,
+                self._memory.address(held),
+                self._memory.current_stream(),
+                batch.token_types,
+                cross,
+                batch.cross_table,
+                batch.cross_context,
+                list(buffers.values()),
+                list(attentions.values()),
+            )
+            self._kept.drop("captures")
+        if capture is not None:
+            capture.values = dict(zip(buffers, values, strict=True))
+            capture.weights = dict(zip(attentions, weights, strict=True))
+        return rows
+
+    def device_rows(self, output: Any) -> CudaRows:
+        """What `run` gave, as program.batch.DeviceRows: choices are made on the GPU."""
+        return self._chooser.rows(output)
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes held: weights, activations and scratch of a step, key/value caches, outputs, all on the device; and
+        pinned memory of the host."""
+        held = self._executor.memory()
+        return {
+            "weights": self._weight_bytes,
+            "activations": int(held["activations"]),
+            "key_value_cache": sum(cache.bytes for cache in list(self._caches)),
+            "outputs": sum(int(held.nbytes) for held, _ in list(self._outputs.values())),
+            "pinned_host": int(held["pinned"]),
+        }
+
+    def _place_weights(self) -> None:
+        """Tells the executor where everything lies."""
+
+        def address(array: Any) -> int:
+            return 0 if array is None else self._memory.address(array)
+
+        for index, one in self._weights.matrices.items():
+            addresses = (address(array) for array in (one.codes, one.scales, one.zeros, one.bias))
+            self._executor.set_matrix(index, *addresses, one.ld)
+        for index, vector in self._weights.vectors.items():
+            self._executor.set_vector(index, address(vector))
+        self._executor.place_tables(self._kept.replace("tables", max(self._executor.table_bytes(), 1)))
+
+    def _output(self, cache: Any, routine: Routine, count: int) -> tuple[Any, Any]:
+        """The cache's buffer, and its first `count` rows as columns of the routine's output."""
+        cols, ld = self._columns(routine)
+        held, views = self._outputs.get(cache, (None, {}))
+        if held is None or held.size < count * ld:
+            held, views = self._memory.floats("output", max(count * ld, 1)), {}
+            self._outputs[cache] = held, views
+        if (count, cols) not in views:
+            views[count, cols] = held[: count * ld].reshape(count, ld)[:, :cols]
+        return held, views[count, cols]
+
+    def _columns(self, routine: Routine) -> tuple[int, int]:
+        """Of the output, and floats between its rows."""
+        return self._executor.output_cols(routine.index), self._executor.output_ld(routine.index)
+
+    def _routine(self, program: str) -> Routine:
+        self._check_process()
+        if program not in self._routines:
+            have = " and ".join(repr(name) for name in self._routines)
+            raise ArrayError(
+                f"[cuda] a {self.network.family} model has {have}, got {program!r}; name one of its programs"
+            )
+        return self._routines[program]
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "[cuda] a model on a GPU does not survive fork: this process was forked from the one that loaded it; "
+                "load the model here, or start processes with multiprocessing's 'spawn'"
+            )
+
+    def _noted(self, cache: Any) -> Any:
+        self._caches.add(cache)
+        return cache
