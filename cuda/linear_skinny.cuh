@@ -305,7 +305,7 @@ struct Multiply {
   __device__ __forceinline__ void multiply(const Unit (&w)[R], int unit, float (&acc)[R][C][4]) const {
     // With many columns or planes one step after the other, or the compiler fetches x of all of them first: too many
     // registers.
-#pragma unroll(C < 4 && X::kPlanes == 1 ? Op::kSteps : 1)
+#pragma unroll(R* C < 4 && X::kPlanes == 1 ? Op::kSteps : 1)
     for (int step = 0; step < Op::kSteps; ++step) {
 #pragma unroll
       for (int begin = 0; begin < C; begin += kTogether) {
@@ -336,7 +336,8 @@ struct Multiply {
 // Blocks that registers must leave room for: one has too few bytes on their way.
 template <class Op, int R, int C, bool Staged>
 constexpr int blocks_of() {
-  return Staged ? Op::kBlocks : R == 1 && Op::X::kPlanes == 1 && !(C == 8 && Op::kGroups) ? 2 : 1;
+  if (Staged) return Op::kBlocks;
+  return Op::X::kPlanes == 1 && R * C <= (Op::kGroups ? 4 : 8) ? 2 : 1;
 }
 
 template <class Op, int R, int C, bool Staged>
@@ -403,14 +404,13 @@ void launch_columns(const LinearArgs& a, int multiprocessors, Stream stream) {
   else launch<Op, 1, C, false>(a, multiprocessors, stream);
 }
 
-// Most: tiles of a block at 33 rows and more, as registers allow.
-template <class Op, int Most>
+// Few, Most: tiles of a block at 9 to 32 and at more rows, as registers allow.
+template <class Op, int Few, int Most>
 void run(const LinearArgs& a, int multiprocessors, Stream stream) {
-  constexpr int kFew = Most < 2 ? Most : 2;
   if (a.m <= 8 && (a.norm.kind != NormKind::none || Stage<Op>::bytes(a.m, a.w.ld) <= kStageBytes))
     launch<Op, 1, 1, true>(a, multiprocessors, stream);
-  else if (a.m <= 16) launch_columns<Op, 2, kFew>(a, multiprocessors, stream);
-  else if (a.m <= 32) launch_columns<Op, 4, kFew>(a, multiprocessors, stream);
+  else if (a.m <= 16) launch_columns<Op, 2, Few>(a, multiprocessors, stream);
+  else if (a.m <= 32) launch_columns<Op, 4, Few>(a, multiprocessors, stream);
   else launch_columns<Op, 8, Most>(a, multiprocessors, stream);
 }
 
