@@ -180,7 +180,7 @@ void Executor::run_bucket(size_t routine, Bucket& bucket, float* output) {
   float* own = reinterpret_cast<float*>(arena_ + at.output);
   upload_.send(at.layout, step_, {}, arena_, lane_->stream);
   const Frame f = frame(at, step_.has_cross(), own, ld);
-  if (bucket.runs > 0 && !bucket.graph && graphs_available() && lane_->stream != nullptr) {
+  if (bucket.runs > 0 && !bucket.graph && graphs_available()) {
     cuda::Capture capture(lane_->stream);
     launch(routine, f);
     bucket.graph = capture.finish();

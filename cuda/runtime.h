@@ -1,6 +1,6 @@
 // The host calls that the executor needs of CUDA: devices, copies, events, pinned memory, graphs. One interface for the
-// real module and the emulated one, where the device is this processor, every call is done when it returns and graphs
-// can't be made. All throw Error(device), or Error(out_of_memory).
+// real module and the emulated one, where the device is this processor, every call is done when it returns and a graph
+// is a list of launches. All throw Error(device), or Error(out_of_memory).
 #pragma once
 #include <cstddef>
 #include <memory>

@@ -121,7 +121,7 @@ def test_captures(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_padding_and_neighbours_do_not_matter(dtype: str) -> None:
-    """Decode steps of few rows, brought up to buckets or not, together or alone: the same bits."""
+    """Decode steps of few rows, padded to buckets or not, launched or replayed, together or alone: the same bits."""
     # 32 and 33 keys are on both sides of a block's end. (Emulated float32 is slow.)
     lengths = {str(i): 1 + (i * 31) % 64 for i in range(3 if dtype == "float32" else 5)}
     runner = recorded_runner("decoder", dtype)
@@ -132,28 +132,36 @@ def test_padding_and_neighbours_do_not_matter(dtype: str) -> None:
         found: dict[str, list[bytes]] = {}
         for name in names:
             steps.step({name: some_ids(lengths[name], int(name))})
-        for i in range(2):
+        for i in range(3):
             for name, rows in zip(names, steps.step({name: [3 + i] for name in names}), strict=True):
                 found.setdefault(name, []).append(rows.tobytes())
         return found
 
     together = decoded(list(lengths), True)
+    assert runner.graphs == 1
     assert decoded(list(lengths), False) == together
     for count in (1,) if dtype == "float32" else (1, 3):
         names = list(lengths)[:count]
         assert decoded(names, True) == decoded(names, False) == {name: together[name] for name in names}
 
 
-def test_sources_in_buckets() -> None:
-    """A decoder's steps over sources of other lengths, padded or not."""
+def test_graphs_of_decoders_with_sources() -> None:
+    """Sources of other lengths, steps padded and replayed or not; graphs go with the memory whose addresses they know,
+    and steps of another kind may come between."""
     found = []
     for buckets in (True, False):
         runner = recorded_runner("encoder-decoder", "bfloat16")
         runner.set_buckets(buckets)
-        steps = Steps(runner)
+        steps, texts = Steps(runner), {"x": [5], "y": [6], "z": [7]}
         steps.encode({"a": some_ids(70, 1), "b": some_ids(2, 2)})
-        texts = {"x": [5], "y": [6], "z": [7]}
         found.append([rows.tobytes() for _ in range(3) for rows in steps.step(texts, ["a", "b", "a"])])
+        assert runner.graphs == int(buckets)
+        steps.encode({"c": some_ids(33, 3)})
+        found[-1] += [rows.tobytes() for _ in range(2) for rows in steps.step(texts, ["a", "b", "a"])]
+        runner._executor.reserve(4 * runner.rows_per_step)
+        assert runner.graphs == 0
+        found[-1] += [rows.tobytes() for _ in range(3) for rows in steps.step(texts, ["c", "b", "a"])]
+        assert runner.graphs == int(buckets)
     assert found[0] == found[1]
 
 

@@ -51,8 +51,8 @@ inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
   do {                                                                                          \
     (void)(stream);                                                                             \
     const auto pyllm_arguments = std::make_tuple(__VA_ARGS__);                                  \
-    ::pyllm::emu::launch(grid, block, shared_bytes, [&] {                                       \
-      std::apply([&](const auto&... pyllm_each) { (kernel)(pyllm_each...); }, pyllm_arguments); \
+    ::pyllm::emu::launch(grid, block, shared_bytes, [=] {                                       \
+      std::apply([=](const auto&... pyllm_each) { (kernel)(pyllm_each...); }, pyllm_arguments); \
     });                                                                                         \
   } while (0)
 #define PYLLM_LAUNCH_OVERLAPPED PYLLM_LAUNCH

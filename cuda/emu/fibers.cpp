@@ -244,7 +244,18 @@ void run_block(Scheduler& s) {
 
 }  // namespace
 
+namespace {
+thread_local Record* thread_record = nullptr;
+}
+
+void record_to(Record* record) { thread_record = record; }
+Record* record_of_thread() { return thread_record; }
+
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+  if (thread_record) {
+    thread_record->push_back([=] { launch(grid, block, shared_bytes, body); });
+    return;
+  }
   Scheduler& s = scheduler();
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.error.clear();

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 struct dim3 {
   unsigned x, y, z;
@@ -31,6 +32,11 @@ inline unsigned lane() { return thread_number & 31u; }
 
 // Runs `body` once for each thread. Throws Error(device) for a launch out of limits, and for what fail() reports.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body);
+// Launches of this thread go to a record instead of being run, as those of a captured stream do; nullptr: they run
+// again.
+using Record = std::vector<std::function<void()>>;
+void record_to(Record* record);
+Record* record_of_thread();
 void sync_block();
 // Waits for all lanes of `mask`, which all pass this mask and this operation; then it has been done.
 void sync_warp(unsigned mask, void* mine, Collective operation);

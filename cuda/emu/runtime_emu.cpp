@@ -35,19 +35,29 @@ int multiprocessors() { return 2; }  // few, so that small tests reach the code 
 size_t shared_memory_limit() { return emu::kSharedBytes; }
 bool has_compute(int major, int) { return major <= 8; }
 
+namespace {
+void refuse_captured(const char* what) {
+  if (emu::record_of_thread())
+    throw Error(ErrorKind::device, text("[emulator] a capture must hold launches only, got ", what));
+}
+}  // namespace
 void copy_to_device(void* device, const void* host, size_t bytes, Stream) {
+  refuse_captured("a copy");
   if (bytes) std::memmove(device, host, bytes);
 }
 void copy_to_host(void* host, const void* device, size_t bytes, Stream) {
+  refuse_captured("a copy");
   if (bytes) std::memmove(host, device, bytes);
 }
 void copy_on_device(void* to, const void* from, size_t bytes, Stream) {
+  refuse_captured("a copy");
   if (bytes) std::memmove(to, from, bytes);
 }
 void fill(void* device, int byte, size_t bytes, Stream) {
+  refuse_captured("a fill");
   if (bytes) std::memset(device, byte, bytes);
 }
-void synchronise(Stream) {}
+void synchronise(Stream) { refuse_captured("a wait"); }
 
 PinnedMemory::PinnedMemory(size_t bytes) : bytes_(bytes) {
   if (!bytes) return;
@@ -62,17 +72,32 @@ void Event::record(Stream) {}
 void Event::wait() {}
 void Event::make_stream_wait(Stream) {}
 
-void Graph::Free::operator()(void*) const {}
+// A graph is the list of its launches, with their arguments as they were.
+void Graph::Free::operator()(void* p) const { delete static_cast<emu::Record*>(p); }
 void Graph::launch(Stream) const {
-  throw Error(ErrorKind::device, "[emulator] there are no graphs here, got a launch");
+  for (const std::function<void()>& call : *static_cast<emu::Record*>(instance_.get())) call();
 }
-bool graphs_available() { return false; }
+bool graphs_available() { return true; }
 
 Capture::Capture(Stream stream) : stream_(stream) {
-  throw Error(ErrorKind::device, "[emulator] there are no graphs here, got a capture; ask graphs_available() first");
+  if (stream == nullptr) throw Error(ErrorKind::device, "[emulator] the default stream can't be captured");
+  refuse_captured("another capture");
+  emu::record_to(new emu::Record);
+  open_ = true;
 }
-Capture::~Capture() { (void)stream_, (void)open_; }
-Graph Capture::finish() { return Graph(); }
+Capture::~Capture() {
+  if (!open_) return;
+  delete emu::record_of_thread();
+  emu::record_to(nullptr);
+}
+Graph Capture::finish() {
+  open_ = false;
+  Graph out;
+  out.instance_.reset(emu::record_of_thread());
+  emu::record_to(nullptr);
+  (void)stream_;
+  return out;
+}
 
 }  // namespace cuda
 }  // namespace pyllm

@@ -23,8 +23,8 @@ class DeviceMemory:
 
     @property
     def stream(self) -> int:
-        """Address of the stream that the runner's work goes to; 0, emulated: there is none."""
-        return 0 if self._stream is None else int(self._stream.ptr)
+        """Address of the stream that the runner's work goes to; emulated: some number."""
+        return 1 if self._stream is None else int(self._stream.ptr)
 
     def current_stream(self) -> int:
         """Of this thread's CuPy: where results are used."""
