@@ -62,6 +62,12 @@ Pieces cut(const AttendArgs& a, const StepView& step, int rows, int64_t blocks) 
   pieces.partial = static_cast<float*>(a.workspace);
   pieces.split =
       pieces.partial && pieces.chunks > 1 && blocks < kFewBlocks && partial_bytes(a, step, rows) <= kPartialBytes;
+  if (!pieces.split) {
+    pieces.each = pieces.chunks > 1 ? pieces.chunks : 1;
+  } else {
+    const int64_t wanted = (kFewBlocks + blocks - 1) / blocks;  // blocks along the keys
+    pieces.each = wanted < pieces.chunks ? int((pieces.chunks + wanted - 1) / wanted) : 1;
+  }
   return pieces;
 }
 

@@ -132,13 +132,15 @@ __device__ __forceinline__ Fold join(bool exact, Softmax& before, const Softmax&
 }
 __device__ __forceinline__ float inverse_of(float sum) { return sum == 0.0f ? 0.0f : 1.0f / sum; }
 
-// How a launch is cut: blocks along the keys each take one chunk of kChunkKeys and leave what they found in `partial`,
-// or one block takes all chunks of its queries in order. Both join the same numbers in the same order.
+// How a launch is cut along the keys: a block takes `each` chunks of kChunkKeys in order. Where these are not all
+// (split), it leaves what it found of each in `partial`; otherwise it joins them itself: the same numbers in the same
+// order.
 struct Pieces {
   bool split = false;
-  int chunks = 1;  // of the longest context
-  int rows = 1;    // of one sequence, at most
+  int chunks = 1, each = 1;  // of the longest context; of a block
+  int rows = 1;              // of one sequence, at most
   float* partial = nullptr;
+  int blocks() const { return split ? (chunks + each - 1) / each : 1; }
 };
 // Of (sequence, row in it, query head, chunk): maximum, sum, two unused, then [ep] values.
 static constexpr int kPartialHead = 4;
@@ -161,7 +163,7 @@ __device__ __forceinline__ void clear_idle(const AttendArgs& a, const StepView& 
 
 // Host side. attention_plain.cu: any shape and option, SIMT. attention_weights.cu: the weights themselves.
 static constexpr int64_t kPartialBytes = int64_t(32) << 20;  // of workspace, at most; more pieces run in one block
-static constexpr int kFewBlocks = 1024;  // below this a launch is split: 8 blocks for each of 132 SMs
+static constexpr int kFewBlocks = 512;  // below this a launch is split: about 4 blocks for each of 132 SMs
 Pieces cut(const AttendArgs& a, const StepView& step, int rows, int64_t blocks);
 void attend_plain(const AttendArgs& a, const StepView& step, Stream stream);
 void attend_weights(const AttendArgs& a, const StepView& step, Stream stream);

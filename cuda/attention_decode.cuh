@@ -36,40 +36,43 @@ struct Shared {
   float top[kWarps][kVectors], sum[kWarps][kVectors];
   Fold fold[kVectors];
   Softmax state[kVectors];
-  // then float out[warps][vectors][EP + 4]
+  // then float out[warps][vectors][EP + 4], joined[vectors][EP]
 };
 
-// A warp's 32 keys of a chunk, and what is made of them.
+// A warp's 32 keys of a chunk, and what is made of them. The registers of keys are free once they met the queries,
+// those of values once they were weighed: the next chunk's loads are issued there and then.
 template <class T, KvFormat F, int EP>
 struct Keys {
   using S = Shape<F, EP>;
-  const uint8_t* half;  // of the block
-  int first, end;       // position of the first; keys from `end` on are not there
-  bool busy;            // whether any is there that a vector may see
+  const uint8_t *half, *next_half;  // of the block, for the warp's kv head
+  int first, next_first, end;       // position of the first key; keys from `end` on are not there
+  bool busy, next_busy;             // whether any is there that a vector may see
   int g, t;
   float s[4][4];
   u32 keys[S::kAhead][4][S::kKeyBytes / 4];
   u32 values[2][S::kRangesAhead][4][S::kValueBytes / 4];
 
-  __device__ __forceinline__ const uint8_t* key_at(int key) const { return half + key * EP * S::kSize; }
-  __device__ __forceinline__ bool there(int key) const { return first + key < end; }
-
-  // Issues the first loads of what the queries, which others may still be loading, meet in scores() and weigh().
-  __device__ __forceinline__ void start(const AttendArgs& a, const Sequence& seq, int kv_head, int chunk, int begin) {
-    first = chunk * kChunkKeys + int(threadIdx.x) / 32 * kBlockTokens, end = seq.keys;
-    busy = first < end && first + kBlockTokens > begin;
-    if (!busy) return;
-    half = seq.blocks[first / kBlockTokens] + a.kv.layer_offset + kv_head * a.kv.head_stride;
-    load_keys(0);
-    load_values(0);
+  // The keys of a chunk; last: there is no such chunk.
+  __device__ __forceinline__ void look_ahead(const AttendArgs& a, const Sequence& seq, int kv_head, int chunk,
+                                             int begin, bool last) {
+    next_first = chunk * kChunkKeys + int(threadIdx.x) / 32 * kBlockTokens, end = seq.keys;
+    next_busy = !last && next_first < end && next_first + kBlockTokens > begin;
+    if (!next_busy) return;
+    next_half = seq.blocks[next_first / kBlockTokens] + a.kv.layer_offset + kv_head * a.kv.head_stride;
+    load_keys(0, next_half, next_first);
   }
-  __device__ __forceinline__ void load_keys(int c0) {
+  __device__ __forceinline__ void go_on() {
+    half = next_half, first = next_first, busy = next_busy;
+    if (busy) load_values(0);
+  }
+  __device__ __forceinline__ void load_keys(int c0, const uint8_t* from, int at) {
 #pragma unroll
     for (int c = 0; c < S::kAhead; c++)
 #pragma unroll
       for (int n = 0; n < 4; n++)
         if (c0 + c < S::kKeyLoads)
-          load_words<S::kKeyBytes>(key_at(8 * n + g) + ((c0 + c) * 4 + t) * S::kKeyBytes, there(8 * n + g), keys[c][n]);
+          load_words<S::kKeyBytes>(from + (8 * n + g) * EP * S::kSize + ((c0 + c) * 4 + t) * S::kKeyBytes,
+                                   at + 8 * n + g < end, keys[c][n]);
   }
   template <int QueryLd>
   __device__ __forceinline__ void scores(const T (&q)[kVectors][QueryLd]) {
@@ -79,7 +82,7 @@ struct Keys {
       for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
 #pragma unroll
     for (int c0 = 0; c0 < S::kKeyLoads; c0 += S::kAhead) {
-      if (c0) load_keys(c0);
+      if (c0) load_keys(c0, half, first);
 #pragma unroll
       for (int c = 0; c < S::kAhead; c++)
         if (c0 + c < S::kKeyLoads) products(q, c0 + c, keys[c]);
@@ -119,8 +122,9 @@ struct Keys {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int key = 16 * j + 2 * t + i % 2 + i / 2 * 8;
-          load_words<S::kValueBytes>(key_at(key) + half_bytes<F>(EP) + ((range + r) * 8 + g) * S::kValueBytes,
-                                     there(key), values[j][r][i]);
+          load_words<S::kValueBytes>(
+              half + half_bytes<F>(EP) + key * EP * S::kSize + ((range + r) * 8 + g) * S::kValueBytes,
+              first + key < end, values[j][r][i]);
         }
   }
   // Scores become those of the vectors, -inf where one does not see the key; the largest of each goes to tops.
@@ -231,17 +235,16 @@ __device__ __forceinline__ Warps busy_warps(int chunk, int begin, int keys) {
   const int from = chunk * kChunkKeys, blocks = (keys - from + kBlockTokens - 1) / kBlockTokens;
   return {begin > from ? (begin - from) / kBlockTokens : 0, blocks < kWarps ? blocks : kWarps};
 }
-// What the chunk gave for vector v, and how it joins what came before.
+// What the chunk gave for vector v.
 template <class Memory>
-__device__ __forceinline__ void join_chunk(Memory& shared, Warps warps, int v, bool split) {
+__device__ __forceinline__ Softmax found_by(const Memory& shared, Warps warps, int v) {
   Softmax found{-INFINITY, 0.0f};
   for (int w = warps.begin; w < warps.end; w++) {
     found.maximum = fmaxf(found.maximum, shared.top[w][v]);
     found.sum += shared.sum[w][v];
   }
   found.maximum *= kLn2;
-  shared.fold[v] = split ? Fold{0.0f, 1.0f} : join(false, shared.state[v], found);
-  if (split) shared.state[v] = found;
+  return found;
 }
 
 template <class T, KvFormat F, int EP>
@@ -264,30 +267,30 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // Keys of positions [begin, keys) are looked at, whatever part of them a vector sees.
   const int begin = a.window > 0 ? vector_of(a, step, seq, kv_head, first).seen.begin : 0;
+  const int e = int(a.kv.head_dim), from = blockIdx.x * pieces.each, to = from + pieces.each - 1;
   int chunk = begin / kChunkKeys, last = (seq.keys - 1) / kChunkKeys;
-  if (pieces.split) {
-    if (int(blockIdx.x) < chunk || int(blockIdx.x) > last) return;
-    chunk = last = blockIdx.x;
-  }
+  chunk = chunk < from ? from : chunk, last = last > to ? to : last;
+  if (chunk > last) return;
   Keys<T, F, EP> keys;
   keys.g = lane / 4, keys.t = lane % 4;
-  keys.start(a, seq, kv_head, chunk, begin);
+  keys.look_ahead(a, seq, kv_head, chunk, begin, false);
+  keys.go_on();
   const Vector mine[2] = {vector_of(a, step, seq, kv_head, first + keys.g),
                           vector_of(a, step, seq, kv_head, first + keys.g + 8)};
   load_queries<T, EP>(a, seq, kv_head, first, count, shared.q);
   if (threadIdx.x < kVectors) shared.state[threadIdx.x] = {-INFINITY, 0.0f};
-  constexpr int kMine = (kVectors * EP + kThreads - 1) / kThreads;
-  float out[kMine] = {};
+  float* joined = outs + kWarps * count * S::kOutLd;  // of all chunks so far; each number is one thread's
+  for (int i = threadIdx.x; i < count * EP; i += kThreads) joined[i] = 0.0f;
   __syncthreads();
 
   for (; chunk <= last; chunk++) {
     const Warps warps = busy_warps(chunk, begin, seq.keys);
-    if (keys.busy) {
-      keys.scores(shared.q);
-      keys.finish(a, mine, shared.top[warp]);
-    }
+    const bool busy = keys.busy;
+    if (busy) keys.scores(shared.q);
+    keys.look_ahead(a, seq, kv_head, chunk + 1, begin, chunk == last);
+    if (busy) keys.finish(a, mine, shared.top[warp]);
     __syncthreads();
-    if (keys.busy) {
+    if (busy) {
       float base[2] = {-INFINITY, -INFINITY};
       for (int i = 0; i < 2; i++) {
         for (int w = warps.begin; w < warps.end; w++) base[i] = fmaxf(base[i], shared.top[w][keys.g + 8 * i]);
@@ -296,33 +299,31 @@ __global__ void __launch_bounds__(kThreads, 1)
       keys.soften(base, shared.sum[warp]);
       keys.weigh(outs + warp * count * S::kOutLd, count);
     }
+    keys.go_on();
     __syncthreads();
-    if (chunk < last) keys.start(a, seq, kv_head, chunk + 1, begin);
-    if (int(threadIdx.x) < count) join_chunk(shared, warps, threadIdx.x, pieces.split);
+    if (!pieces.split && int(threadIdx.x) < count)
+      shared.fold[threadIdx.x] = join(false, shared.state[threadIdx.x], found_by(shared, warps, threadIdx.x));
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kMine; i++) {
-      const int at = threadIdx.x + i * kThreads, v = at / EP, d = at % EP;
-      if (v >= count) break;
+    for (int i = threadIdx.x; i < count * EP; i += kThreads) {
+      const int v = i / EP, d = i % EP;
       float total = 0.0f;
       for (int w = warps.begin; w < warps.end; w++) total += outs[(w * count + v) * S::kOutLd + d];
-      out[i] = fmaf(total, shared.fold[v].take, out[i] * shared.fold[v].keep);
+      if (pieces.split) {
+        const int vector = first + v, head = kv_head * group + vector % group;
+        float* piece = partial_of(pieces, a.num_heads, EP, s, vector / group, head, chunk);
+        piece[kPartialHead + d] = total;
+        if (d == 0) *reinterpret_cast<Softmax*>(piece) = found_by(shared, warps, v);
+      } else {
+        joined[i] = fmaf(total, shared.fold[v].take, joined[i] * shared.fold[v].keep);
+      }
     }
+    if (pieces.split) __syncthreads();  // found_by() reads what the next chunk writes
   }
-
-  const int e = int(a.kv.head_dim);
-#pragma unroll
-  for (int i = 0; i < kMine; i++) {
-    const int at = threadIdx.x + i * kThreads, v = at / EP, d = at % EP;
-    if (v >= count || d >= e) continue;
-    const int row = (first + v) / group, head = kv_head * group + (first + v) % group;
-    if (pieces.split) {
-      float* to = partial_of(pieces, a.num_heads, EP, s, row, head, blockIdx.x);
-      if (d == 0) to[0] = shared.state[v].maximum, to[1] = shared.state[v].sum;
-      to[kPartialHead + d] = out[i];
-    } else {
-      store(a.out, seq.row0 + row, int64_t(head) * e + d, out[i] * inverse_of(shared.state[v].sum));
-    }
+  if (pieces.split) return;
+  for (int i = threadIdx.x; i < count * EP; i += kThreads) {
+    const int v = i / EP, d = i % EP, head = kv_head * group + (first + v) % group;
+    if (d < e)
+      store(a.out, seq.row0 + (first + v) / group, int64_t(head) * e + d, joined[i] * inverse_of(shared.state[v].sum));
   }
 }
 
@@ -333,8 +334,8 @@ void launch_decode(const AttendArgs& a, const StepView& step, Stream stream) {
   const int tiles = (rows * group + kVectors - 1) / kVectors;
   const int vectors = rows * group < kVectors ? rows * group : kVectors;
   const Pieces pieces = cut(a, step, rows, int64_t(tiles) * a.kv.heads * step.sequences);
-  const dim3 grid(pieces.split ? pieces.chunks : 1, a.kv.heads * tiles, step.sequences);
-  const size_t bytes = sizeof(Shared<T, EP, S::kQueryLd>) + size_t(kWarps) * vectors * S::kOutLd * sizeof(float);
+  const dim3 grid(pieces.blocks(), a.kv.heads * tiles, step.sequences);
+  const size_t bytes = sizeof(Shared<T, EP, S::kQueryLd>) + size_t(vectors) * (kWarps * S::kOutLd + EP) * sizeof(float);
   PYLLM_LAUNCH((decode_kernel<T, F, EP>), grid, dim3(kThreads), bytes, stream, a, step, pieces, tiles);
   if (pieces.split) join_pieces(a, step, pieces, rows, stream);
 }

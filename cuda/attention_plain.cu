@@ -141,7 +141,7 @@ struct Tile {
           float sum = 0.0f;
           for (int g = 0; g < groups; g++) sum += sh.sums[(g * N + n) * columns + d];
           float& out = sh.out[n * ep + from + d];
-          out = fmaf(sum, fold[n].take, out * fold[n].keep);
+          out = fold[n].keep == 0.0f ? sum * fold[n].take : fmaf(sum, fold[n].take, out * fold[n].keep);
         }
       __syncthreads();
     }
@@ -167,49 +167,42 @@ __global__ void __launch_bounds__(kThreads, 3)
 
   const int begin = seen_by(a, step.positions[t.row(0)], seq.keys).begin;
   const int end = seen_by(a, step.positions[t.row(count - 1)], seq.keys).end;
+  const int from = piece * pieces.each, to = from + pieces.each - 1;
   int chunk = begin / kChunkKeys, last = (end - 1) / kChunkKeys;
-  if (pieces.split) {
-    if (piece < chunk || piece > last) return;
-    chunk = last = piece;
-  }
+  chunk = chunk < from ? from : chunk, last = last > to ? to : last;
+  if (chunk > last) return;
   t.load_queries();
   __syncthreads();
-  const bool exact = a.type == Type::f32;
+  const int e = int(a.kv.head_dim);
   Softmax state[N];
   for (int n = 0; n < N; n++) state[n] = {-INFINITY, 0.0f};
   for (; chunk <= last; chunk++) {
-    const int from = chunk * kChunkKeys, to = from + kChunkKeys < end ? from + kChunkKeys : end;
+    const int key0 = chunk * kChunkKeys, key1 = key0 + kChunkKeys < end ? key0 + kChunkKeys : end;
     Softmax found[N];
     Fold fold[N];
-    t.scores(begin, to, from, found);
-    for (int n = 0; n < N; n++) {
-      fold[n] = {0.0f, 1.0f};
-      if (pieces.split) {
-        state[n] = found[n];
-      } else {
-        fold[n] = join(exact, state[n], found[n]);
-      }
+    t.scores(begin, key1, key0, found);
+    for (int n = 0; n < N; n++)
+      fold[n] = pieces.split ? Fold{0.0f, 1.0f} : join(a.type == Type::f32, state[n], found[n]);
+    t.values(begin, key1, key0, fold);
+    if (!pieces.split) continue;
+    for (int n = 0; n < count; n++) {
+      float* at = partial_of(pieces, a.num_heads, ep, s, t.row(n) - seq.row0, t.head(n), chunk);
+      if (threadIdx.x == 0) *reinterpret_cast<Softmax*>(at) = found[n];
+      for (int d = threadIdx.x; d < e; d += kThreads) at[kPartialHead + d] = sh.out[n * ep + d];
     }
-    t.values(begin, to, from, fold);
+    __syncthreads();  // the next chunk's values go where these were
   }
-  const int e = int(a.kv.head_dim);
-  for (int n = 0; n < count; n++) {
-    if (!pieces.split) {
-      for (int d = threadIdx.x; d < e; d += kThreads)
-        store(a.out, t.row(n), int64_t(t.head(n)) * e + d, sh.out[n * ep + d] * inverse_of(state[n].sum));
-      continue;
-    }
-    float* to = partial_of(pieces, a.num_heads, ep, s, t.row(n) - seq.row0, t.head(n), piece);
-    if (threadIdx.x == 0) to[0] = state[n].maximum, to[1] = state[n].sum;
-    for (int d = threadIdx.x; d < e; d += kThreads) to[kPartialHead + d] = sh.out[n * ep + d];
-  }
+  if (pieces.split) return;
+  for (int n = 0; n < count; n++)
+    for (int d = threadIdx.x; d < e; d += kThreads)
+      store(a.out, t.row(n), int64_t(t.head(n)) * e + d, sh.out[n * ep + d] * inverse_of(state[n].sum));
 }
 
 template <KvFormat F, int N>
 void launch(const AttendArgs& a, const StepView& step, Stream stream) {
   const int tiles = (step.most_rows * (a.num_heads / a.kv.heads) + N - 1) / N, ep = int(padded_head(a.kv.head_dim));
   const Pieces pieces = cut(a, step, step.most_rows, int64_t(tiles) * a.kv.heads * step.sequences);
-  const dim3 grid(tiles * (pieces.split ? pieces.chunks : 1), a.kv.heads, step.sequences);
+  const dim3 grid(tiles * pieces.blocks(), a.kv.heads, step.sequences);
   PYLLM_LAUNCH((plain_kernel<F, N>), grid, dim3(kThreads), shared_floats<N>(ep) * sizeof(float),
                static_cast<cudaStream_t>(stream), a, step, pieces, tiles);
   if (pieces.split) join_pieces(a, step, pieces, step.most_rows, stream);
