@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from cuda_choices import choices
 
 from pyllm.devices import cuda_driver
 from pyllm.devices.cuda_packing import FORMATS
@@ -266,7 +267,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")
     args = parser.parse_args()
     card = Card(args.tiny)
-    for cases in (linear_cases, decode_attention, norms):
+    for cases in (linear_cases, decode_attention, norms, choices):
         for case in cases(card, args.only):
             moved = case.pop("bytes")
             case["gb_s"] = round(moved / case["us"] / 1e3, 1)

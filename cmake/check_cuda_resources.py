@@ -49,7 +49,10 @@ def bounded_kernels() -> set[str]:
     """Names of kernels with __launch_bounds__ in the sources."""
     folder = Path(__file__).resolve().parent.parent / "cuda"
     text = "".join(path.read_text() for path in sorted(folder.rglob("*.cu*")))
-    return set(re.findall(r"__global__\s+void\s+__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*(\w+)", text))
+    inside = r"[^()]*"
+    for _ in range(4):  # as deep as parentheses may nest
+        inside = rf"(?:[^()]|\({inside}\))*"
+    return set(re.findall(rf"__global__\s+void\s+__launch_bounds__\({inside}\)\s*(\w+)", text))
 
 
 def kernels_of(log: str) -> list[Kernel]:

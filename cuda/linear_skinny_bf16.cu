@@ -6,7 +6,7 @@ namespace cuda {
 namespace skinny {
 
 void run_bf16(const LinearArgs& a, int multiprocessors, Stream stream) {
-  run<Floats<bf16>, 4>(a, multiprocessors, stream);
+  run<Floats<bf16>, 2, 4>(a, multiprocessors, stream);
 }
 
 }  // namespace skinny

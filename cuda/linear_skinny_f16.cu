@@ -6,7 +6,7 @@ namespace cuda {
 namespace skinny {
 
 void run_f16(const LinearArgs& a, int multiprocessors, Stream stream) {
-  run<Floats<f16>, 4>(a, multiprocessors, stream);
+  run<Floats<f16>, 2, 4>(a, multiprocessors, stream);
 }
 
 }  // namespace skinny

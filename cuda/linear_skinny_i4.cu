@@ -6,9 +6,9 @@ namespace cuda {
 namespace skinny {
 
 void run_i4(const LinearArgs& a, int multiprocessors, Stream stream) {
-  if (a.type == Type::bf16) run<Int4<Half<bf16>>, 1>(a, multiprocessors, stream);
-  else if (a.type == Type::f16) run<Int4<Half<f16>>, 1>(a, multiprocessors, stream);
-  else run<Int4<Split>, 1>(a, multiprocessors, stream);
+  if (a.type == Type::bf16) run<Int4<Half<bf16>>, 1, 1>(a, multiprocessors, stream);
+  else if (a.type == Type::f16) run<Int4<Half<f16>>, 1, 1>(a, multiprocessors, stream);
+  else run<Int4<Split>, 1, 1>(a, multiprocessors, stream);
 }
 
 }  // namespace skinny

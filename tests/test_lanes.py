@@ -21,7 +21,7 @@ from pyllm.devices.cpu import CpuRunner
 from pyllm.engine.engine import Engine
 from pyllm.errors import ArrayError, NumericError
 from pyllm.models import bind
-from pyllm.program.batch import Batch, Summary
+from pyllm.program.batch import CHOICE, CUT, CUT_BY_K, Batch, Summary
 
 Floats = NDArray[np.float32]
 CUTS = [
@@ -224,6 +224,29 @@ def test_nobody_asks_for_a_summary_in_vain(options: dict[str, Any]) -> None:
         with Engine(watched) as engine:
             drive(engine, [make_policy([1, 2], chosen, vocab_size=model.program.vocab_size)], late=0)
         assert watched.wanted == [None] * 4
+
+
+def test_lanes_say_how_to_choose_and_take_what_was_chosen() -> None:
+    lanes = _search.Lanes()
+    histories = [[1, 2, 3], [1, 2, 3, 4], [5, 6]]
+    lanes.add(0, histories[0], frozenset([9]), 2, 50, None, 0, 0, 0)
+    lanes.add(2, histories[1], frozenset([9]), 2, 50, (0.5, 7, 1.0, 0.25), 2**63 + 1, 3, 4)
+    entries = np.zeros(4, CHOICE)
+    assert lanes.choices(entries.view(np.uint8), 100) == CUT_BY_K
+    assert entries["temperature"].tolist() == [0, 0, 0.5, 0]
+    assert entries[2].tolist() == (0.5, 1.0, 0.25, 2**63 + 1, 7, 3, 4, 2)
+    assert lanes.choices(entries.view(np.uint8), 7) == CUT_BY_K  # min-p; as many as there are cut nothing
+    assert entries["top_k"][2] == 0
+    lanes.add(3, histories[2], frozenset([9]), 1, 3, (1.0, 0, 0.9, 0.0), 1, 0, 0)
+    assert lanes.choices(entries.view(np.uint8), 7) == CUT
+    assert lanes.take(np.array([4, 5, 6, -1], np.int32)) == (None, [2])
+    assert histories == [[1, 2, 3], [1, 2, 3, 4], [5, 6]]
+    assert lanes.take(np.array([9, 5, 6, 7], np.int32)) == ([9, 6, 7], [0, 2])
+    assert histories == [[1, 2, 3, 9], [1, 2, 3, 4, 6], [5, 6, 7]]
+    with pytest.raises(IndexError, match="row 3 of 3"):
+        lanes.take(np.zeros(3, np.int32))
+    with pytest.raises(IndexError, match="row 2 of 2"):
+        lanes.choices(entries[:2].view(np.uint8), 7)
 
 
 class Damaged(DoubleRunner):

@@ -21,7 +21,7 @@ from .formats import plain_dtype
 from .lowering import Lowering, Routine, wanted_buffers, warn_inexact
 from .packing import Tensors, load_weights
 
-RESERVED_ROWS = 512  # of a step that memory is laid out for at load: the engine's
+ROWS_PER_STEP = 2048  # enough for matmuls to run at the speed of the tensor cores
 
 
 class CudaRunner:
@@ -31,9 +31,12 @@ class CudaRunner:
     matmuls; sums and what lies between them are float32 in all. quantization, kv_cache, progress: as CpuRunner's;
     integer weights meet activations in dtype. device_index: which GPU.
 
+    rows_per_step: of the engine's steps; memory is laid out for as many at load.
     A process that was forked off cannot use it: CUDA does not survive that.
     Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
     """
+
+    rows_per_step = ROWS_PER_STEP
 
     def __init__(
         self,
@@ -48,6 +51,8 @@ class CudaRunner:
         device_index: int = 0,
     ) -> None:
         self._module, xp = cuda_driver.load(device_index)
+        if (library := cuda_driver.cublaslt_path()) is not None:
+            self._module.load_cublaslt(library)  # else our own kernels multiply matrices of many rows
         self.network = as_network(network)
         lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
         warn_inexact(lowered, stacklevel=5)
@@ -68,7 +73,7 @@ class CudaRunner:
         self._place_weights()
         arrays = [array for one in self._weights.matrices.values() for array in one.arrays]
         self._weight_bytes = sum(array.nbytes for array in (*arrays, *self._weights.vectors.values()))
-        self._executor.reserve(RESERVED_ROWS)
+        self._executor.reserve(self.rows_per_step)
 
     @property
     def program(self) -> Program:

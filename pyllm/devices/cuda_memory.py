@@ -57,7 +57,8 @@ class DeviceMemory:
             if self._stream is None:
                 held[:] = flat
             else:
-                held.set(flat, self._stream)
+                with self._here():
+                    held.set(flat, self._stream)
         return held
 
     def address(self, array: Any) -> int:

@@ -58,7 +58,7 @@ class Chooser:
         held = self._buffers.get(what)
         if held is None or held.nbytes < count:
             self._buffers.pop(what, None)
-            held = self._buffers[what] = self.memory.bytes("choices", max(2 * count, 1024))
+            held = self._buffers[what] = self.memory.bytes("choices", count + min(count, 1 << 20))
         return held
 
     def upload(self, what: str, array: NDArray[Any]) -> int:
@@ -100,32 +100,35 @@ class CudaRows:
         return CudaRows(self._chooser, self._array[rows])
 
     def host(self) -> NDArray[np.float32]:
-        return _to_host(self._array)
+        rows, columns = self.shape
+        if not self._is_aligned or self._array.strides[0] == 4 * columns or rows == 0:
+            return _to_host(self._array)
+        chooser = self._chooser  # CuPy would compile a kernel to bring rows side by side
+        with chooser.turn() as stream:
+            held = chooser.buffer("rows", 4 * rows * columns)
+            chooser.module.widen(self._view(), rows, columns, chooser.memory.address(held), stream=stream)
+            return _to_host(held[: 4 * rows * columns]).view(np.float32).reshape(rows, columns)
 
     @property
     def can_choose(self) -> bool:
-        # Kernels read whole pieces of 16 bytes: rows begin on such and have room for them.
-        columns, ld = self._array.shape[1], self._array.strides[0] // 4
-        aligned = ld % 4 == 0 and ld >= columns and self._address % 16 == 0 and self._array.dtype == np.float32
-        return bool(aligned and 1 <= columns <= self._chooser.module.MOST_CHOICES)
+        return self._is_aligned and 1 <= self._array.shape[1] <= self._chooser.module.MOST_CHOICES
 
     def can_rank(self, count: int) -> bool:
         return self.can_choose and 1 <= count <= self._chooser.module.MOST_BEST
 
     def penalise(self, rows: list[int], histories: list[list[int]], penalties: list[float]) -> None:
-        every = {row: i for i, row in enumerate(rows)}
-        count = len(self)
-        lengths = np.zeros(count, np.int32)
+        count, chooser = len(self), self._chooser
+        order = np.argsort(rows).tolist()
+        lengths, values = np.zeros(count, np.int32), np.ones(count, np.float32)
         lengths[rows] = [len(history) for history in histories]
-        values = np.ones(count, np.float32)
         values[rows] = penalties
-        ids = np.concatenate([np.array(histories[every[row]], np.int32) for row in sorted(every)])
-        offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
-        chooser = self._chooser
+        offsets = np.cumsum(lengths, dtype=np.int32) - lengths
+        tokens = [np.array(histories[i], np.int32) for i in order]
+        parts = np.concatenate([offsets, lengths, values.view(np.int32), *tokens])  # one copy to the device
         with chooser.turn() as stream:
-            parts = {"ids": ids, "offsets": offsets, "lengths": lengths, "penalties": values}
-            at = [chooser.upload(what, array) for what, array in parts.items()]
-            chooser.module.penalise(self._view(), count, self.shape[1], *at, stream=stream)
+            first = chooser.upload("penalties", parts)
+            starts, sizes, factors, ids = (first + 4 * count * i for i in range(4))
+            chooser.module.penalise(self._view(), count, self.shape[1], ids, starts, sizes, factors, stream=stream)
 
     def choose(self, choices: NDArray[Any], cuts: int = CUT) -> NDArray[np.int32]:
         count, columns, chooser = len(choices), self.shape[1], self._chooser
@@ -153,6 +156,12 @@ class CudaRows:
         values, sums = found[:size].view(np.float32).reshape(rows, count), found[2 * size :].view(np.float32)
         ids = found[size : 2 * size].view(np.int32).reshape(rows, count)
         return None if np.isnan(sums).any() else _merged(values, ids, running, count)
+
+    @property
+    def _is_aligned(self) -> bool:
+        """Kernels read whole pieces of 16 bytes: rows begin on such and have room for them."""
+        columns, ld = self._array.shape[1], self._array.strides[0] // 4
+        return bool(ld % 4 == 0 and ld >= columns and self._address % 16 == 0 and self._array.dtype == np.float32)
 
     @property
     def _address(self) -> int:

@@ -22,7 +22,7 @@ from .sequences import SequenceTable
 from .sources import Source, release
 from .speculation import Assistant, Draft, Lookup
 
-ROWS_PER_STEP = 512  # rows of one step; an eighth of them are left to prompts however many sequences decode
+ROWS_PER_STEP = 512  # of a runner that has no number of its own; an eighth is left to prompts however many decode
 Rows = NDArray[np.float32] | DeviceRows
 SCORED_ROWS = 128  # rows whose logits `score` takes at once: 128 x 50k floats are 25 MB
 
@@ -40,7 +40,7 @@ class Engine:
     Groups may be added and dropped between steps. What a group computes does not depend on its company. After an
     exception out of `step` the engine can only be closed. cross: the cross cache of an encoder-decoder; `attention`
     names the output whose attention weights policies are shown when they need them. assistant: who proposes tokens to
-    policies that ask for an assistant_model.
+    policies that ask for an assistant_model. rows_per_step None: as many as suit the runner.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Engine:
         cross: KvCache | None = None,
         attention: str | None = None,
         assistant: Assistant | None = None,
-        rows_per_step: int = ROWS_PER_STEP,
+        rows_per_step: int | None = None,
     ) -> None:
         self.cache = runner.new_cache() if cache is None else cache
         self.cross = cross
         self._attention = attention
         self._assistant = assistant
         self._runner = runner
-        self._rows_per_step = rows_per_step
+        self._rows_per_step = rows_per_step or int(getattr(runner, "rows_per_step", ROWS_PER_STEP))
         self._sequences = SequenceTable(self.cache)
         self._builder = BatchBuilder(self._sequences)
         self._groups: list[Group] = []

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -54,6 +55,31 @@ TEST(KvCache, BlocksAreZeroAlsoWhenUsedAgain) {
   const int again = cache.allocate();
   EXPECT_EQ(again, a);
   EXPECT_TRUE(all_zero(cache, again));
+}
+
+// Memory that is not zero at first, as a device's.
+class UsedMemory : public BlockMemory {
+ public:
+  uint8_t* allocate(size_t bytes) override {
+    slabs_.emplace_back(bytes, uint8_t(0xff));
+    return slabs_.back().data();
+  }
+  bool fresh_is_zero() const override { return false; }
+  void zero(uint8_t* at, size_t bytes) override { std::memset(at, 0, bytes); }
+  void copy(uint8_t* to, const uint8_t* from, size_t bytes) override { std::memcpy(to, from, bytes); }
+
+ private:
+  std::vector<std::vector<uint8_t>> slabs_;
+};
+
+TEST(KvCache, BlocksOfOtherMemoryAreZeroAndCopied) {
+  KvCache cache(kShape, 0, std::make_unique<UsedMemory>());
+  const int a = cache.allocate();
+  EXPECT_TRUE(all_zero(cache, a));
+  std::memset(view(cache, a).base, 7, kShape.block_bytes());
+  const int b = cache.copy(a);
+  EXPECT_EQ(std::memcmp(view(cache, a).base, view(cache, b).base, kShape.block_bytes()), 0);
+  EXPECT_EQ(cache.huge_bytes(), 0u);
 }
 
 TEST(KvCache, CopiesContent) {
