@@ -37,8 +37,8 @@ __device__ __forceinline__ void load_four(const typename KvElement<F>::type* at,
 struct Shared {
   float *q, *p, *out, *sums, *part;  // [N][ep], [N][kChunkKeys], [N][ep], [key groups][N][columns at once], [4 N]
 };
-// Values are added up by key groups of threads, each of which takes every so manieth key; a group has a thread for four
-// columns, up to as many as a block has.
+// Values are added up by key groups of threads, each of which takes one key of as many as there are groups; a group has
+// a thread for four columns, up to as many as a block has.
 __host__ __device__ inline int columns_at_once(int ep) { return ep < kThreads * kColumns ? ep : kThreads * kColumns; }
 __host__ __device__ inline int key_groups(int ep) { return kThreads / (columns_at_once(ep) / kColumns); }
 template <int N>
