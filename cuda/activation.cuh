@@ -12,14 +12,20 @@ __device__ __forceinline__ float times_sigmoid(float x, float y) { return x / (1
 __device__ __forceinline__ float activate(Activation a, float x) {
   const float b = x < -1e30f ? -1e30f : x;  // so that minus infinity gives -0 where the other factor vanishes
   switch (a) {
-    case Activation::relu: return x > 0.0f || x != x ? x : 0.0f;
-    case Activation::gelu: return 0.5f * b * erfcf(b * -0.70710678118654752f);  // 1 + erf, exact in its left tail
+    case Activation::relu:
+      return x > 0.0f || x != x ? x : 0.0f;
+    case Activation::gelu:
+      return 0.5f * b * erfcf(b * -0.70710678118654752f);  // 1 + erf, exact in its left tail
     case Activation::gelu_tanh:  // 0.5 x (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
       return times_sigmoid(b, b * fmaf(b * b, 0.0713548163f, 1.59576912f));
-    case Activation::quick_gelu: return times_sigmoid(b, 1.702f * b);
-    case Activation::silu: return times_sigmoid(b, b);
-    case Activation::tanh: return tanhf(x);
-    default: return x;
+    case Activation::quick_gelu:
+      return times_sigmoid(b, 1.702f * b);
+    case Activation::silu:
+      return times_sigmoid(b, b);
+    case Activation::tanh:
+      return tanhf(x);
+    default:
+      return x;
   }
 }
 

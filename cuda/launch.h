@@ -1,6 +1,6 @@
-// The contract between the CUDA executor and the kernels: device layouts, argument structs, launchers. Plain C++ for g++
-// and nvcc. Every pointer in these structs is a device address unless it says "host". A launcher only enqueues work on
-// the stream: it allocates nothing, waits for nothing and may be captured into a graph.
+// The contract between the CUDA executor and the kernels: device layouts, argument structs, launchers. Plain C++ for
+// g++ and nvcc. Every pointer in these structs is a device address unless it says "host". A launcher only enqueues work
+// on the stream: it allocates nothing, waits for nothing and may be captured into a graph.
 //
 // Letters as in csrc/kernels.h: T rows, R rows that want an output, S sequences, H/K query/kv heads, E head width, M
 // rows, N outputs and K inputs of a matmul.
@@ -29,11 +29,12 @@ struct View {
 // 16 and K to ld, with weights of zero.
 //   f32, bf16, f16   elements [N16][ld], ld = round_up(K, 64)
 //   i8               int8 [N16][ld], ld = round_up(K, 64); scales float [N16]
-//   i4               [N16][ld / 2] bytes, ld = round_up(K, 128); 128 codes are 64 bytes: pieces t = 0..3 of 16 bytes, in
-//                    a piece words j = 0..3 of 32 bits, in a word nibbles p = 0..7 (bits 4p ..), which hold the codes of
-//                    k0 + 32 j + 8 t + 2 (p % 4) + p / 4. So a piece is what one lane of mma.m16n8k16 multiplies, and
-//                    every word lies within one group of 32. scales half [N16][ld / g]; zeros uint8 [N16][ld / g] or
-//                    nullptr (8). A weight is scale * (code - zero).
+//   i4               [N16][ld / 2] bytes, ld = round_up(K, 128); 128 codes are 64 bytes: pieces t = 0..3 of 16 bytes,
+//   in
+//                    a piece words j = 0..3 of 32 bits, in a word nibbles p = 0..7 (bits 4p ..), which hold the codes
+//                    of k0 + 32 j + 8 t + 2 (p % 4) + p / 4. So a piece is what one lane of mma.m16n8k16 multiplies,
+//                    and every word lies within one group of 32. scales half [N16][ld / g]; zeros uint8 [N16][ld / g]
+//                    or nullptr (8). A weight is scale * (code - zero).
 // gated: rows alternate by 8: packed row 16 i + r is the gate of output 8 i + r (r < 8), or its up (8 i + r - 8); gate
 // and up of an output are so in one lane of an mma. N counts both.
 struct Matrix {
@@ -72,7 +73,7 @@ struct LinearArgs {
   View y;         // [M, outputs] any type
 };
 static constexpr int kSkinnyRows = 64;
-bool takes_norm(const LinearArgs& a);  // host: whether linear() may be given this one with its norm
+bool takes_norm(const LinearArgs& a);          // host: whether linear() may be given this one with its norm
 size_t linear_workspace(const LinearArgs& a);  // host: bytes of scratch that linear() needs
 void linear(const LinearArgs& a, void* workspace, Stream stream);  // chooses one of:
 void linear_skinny(const LinearArgs& a, Stream stream);            // M <= kSkinnyRows
@@ -83,9 +84,10 @@ void linear_lt(const LinearArgs& a, void* workspace, Stream stream);
 // Host: where libcublasLt is (a path or soname), before the first linear(). Returns whether it could be loaded.
 bool load_cublaslt(const char* path);
 
-// Several matrices of one shape in one launch: number z reads columns x_begin + z * x_step of its rows and writes columns
-// z * y_step. rows: of number z the rows are list[z * list_stride + i], i < counts[z], for x and for y alike unless
-// compact_x / compact_y say that x / y has them one after the other at row offset[z] + i. list nullptr: rows 0 .. M - 1.
+// Several matrices of one shape in one launch: number z reads columns x_begin + z * x_step of its rows and writes
+// columns z * y_step. rows: of number z the rows are list[z * list_stride + i], i < counts[z], for x and for y alike
+// unless compact_x / compact_y say that x / y has them one after the other at row offset[z] + i. list nullptr: rows 0
+// .. M - 1.
 struct LinearBatch {
   const Matrix* w = nullptr;  // device array [count]; shape: any one of them, for sizes
   Matrix shape;               // host copy of one
@@ -115,7 +117,7 @@ struct StepView {
   int64_t cross_width = 0;
   const int32_t* cross_context = nullptr;  // [S]
   int rows = 0, sequences = 0, logits = 0;
-  int most_rows = 0;                        // of one sequence, at most
+  int most_rows = 0;                       // of one sequence, at most
   int64_t longest = 0, longest_cross = 0;  // keys, at most (in graphs: of the bucket)
 };
 
@@ -157,8 +159,8 @@ void select(const View& x, const View& out, int64_t cols, const StepView& step, 
 void widen(const View& x, int rows, int64_t cols, float* out, Stream stream);
 
 // Keys and values: blocks of 32 tokens as csrc/kernels.h sizes them (kv_block_bytes, KvShape::offset), but token by
-// token: K [32][Ep], then V [32][Ep], Ep = padded_head(E), columns E .. Ep zero. i8: int8 codes, then [32] float scales,
-// for K and for V each; code = rint(x * 127 / amax), value = code * amax / 127.
+// token: K [32][Ep], then V [32][Ep], Ep = padded_head(E), columns E .. Ep zero. i8: int8 codes, then [32] float
+// scales, for K and for V each; code = rint(x * 127 / amax), value = code * amax / 127.
 struct KvView {
   KvFormat format = KvFormat::f32;
   int heads = 0;
@@ -179,7 +181,7 @@ void append(const AppendArgs& a, const StepView& step, Stream stream);
 void store_cross(const View& kv, const KvView& cache, const StepView& step, Stream stream);
 
 // attention_*.cu
-struct AttendBias {  // added to scores, by d = key - query position: csrc/program.h ScoreBias
+struct AttendBias {              // added to scores, by d = key - query position: csrc/program.h ScoreBias
   const float* table = nullptr;  // [H, span]: table[h][clamp(d - first, 0, span - 1)]
   int64_t first = 0, span = 0;
   const float* slopes = nullptr;  // [H]
@@ -197,16 +199,16 @@ struct AttendArgs {
   int64_t window = 0;
   AttendBias bias;
   KvView kv;
-  Type type = Type::f32;        // q, and p, are rounded to it before products (f32: not); sums are float32
-  void* workspace = nullptr;    // attend_workspace() bytes
+  Type type = Type::f32;            // q, and p, are rounded to it before products (f32: not); sums are float32
+  void* workspace = nullptr;        // attend_workspace() bytes
   float* const* weights = nullptr;  // [S]: where the weights of each sequence go, [H, rows, keys]; nullptr: not wanted
 };
 static constexpr int kChunkKeys = 256;  // keys of one piece of decode attention, from position 0 on: fixed, so results
                                         // do not depend on how many pieces run at once
 size_t attend_workspace(const AttendArgs& a, const StepView& step);  // host; grows with step's sizes
 // bf16 and f16 models over 16-bit or int8 keys run on tensor cores: sequences of up to 8 rows in pieces along the keys,
-// those of more rows as FlashAttention does; a step may hold both. The kernels tell them apart by a sequence's own rows,
-// so these alone decide which of both a row comes from (they agree up to rounding). The rest runs as float32 FMA.
+// those of more rows as FlashAttention does; a step may hold both. The kernels tell them apart by a sequence's own
+// rows, so these alone decide which of both a row comes from (they agree up to rounding). The rest runs as float32 FMA.
 // step.most_rows and step.longest only size the launches: larger ones give the same bits.
 void attend(const AttendArgs& a, const StepView& step, Stream stream);
 
@@ -215,16 +217,17 @@ struct RouteArgs {
   View router;  // f32 [T, num_experts (+ 1 shared)]
   int rows = 0, num_experts = 0, top_k = 0;
   bool normalize = false, shared = false;
-  int32_t *list = nullptr, *counts = nullptr, *offsets = nullptr;  // [experts (+ 1)][rows], [experts (+ 1)] (prefix sums)
-  int32_t* place = nullptr;   // [T, top_k (+ 1)]: compact row of each of a row's experts, ascending by expert
-  float* weights = nullptr;   // [T, top_k (+ 1)] in the same order
+  int32_t *list = nullptr, *counts = nullptr,
+          *offsets = nullptr;  // [experts (+ 1)][rows], [experts (+ 1)] (prefix sums)
+  int32_t* place = nullptr;    // [T, top_k (+ 1)]: compact row of each of a row's experts, ascending by expert
+  float* weights = nullptr;    // [T, top_k (+ 1)] in the same order
 };
 void route(const RouteArgs& a, Stream stream);
 // out[t] = (residual[t] +) sum over i of weights[t, i] * y[place[t, i]], in order.
 void combine(const RouteArgs& a, const View& y, const View& residual, const View& out, int64_t cols, Stream stream);
 
-// sample.cu: one token a row, as csrc/search draws it (pyllm/decode: greedy, sample). -1: the row holds NaN or nothing to
-// draw from.
+// sample.cu: one token a row, as csrc/search draws it (pyllm/decode: greedy, sample). -1: the row holds NaN or nothing
+// to draw from.
 struct Choice {
   double temperature = 1.0;  // 0: the largest logit, the lowest id among equals
   double top_p = 1.0, min_p = 0.0;
@@ -239,8 +242,8 @@ static constexpr int64_t kMostChoices = int64_t(1) << 21;  // columns: sums of w
 size_t choose_workspace(int rows, int64_t n);
 void choose(const View& logits, int rows, int64_t n, const Choice* choices, int32_t* tokens, void* workspace,
             Stream stream, Cuts cuts = Cuts::any);
-// logits f32 [rows, n], in place: transformers' repetition penalty over the row's history [lengths[r]] (begin offsets[r]
-// in ids), then frequency and presence penalties (counts of the history).
+// logits f32 [rows, n], in place: transformers' repetition penalty over the row's history [lengths[r]] (begin
+// offsets[r] in ids), then frequency and presence penalties (counts of the history).
 struct Penalties {
   const int32_t *ids = nullptr, *offsets = nullptr, *lengths = nullptr;
   const float *repetition = nullptr, *frequency = nullptr, *presence = nullptr;  // [rows]; nullptr: none

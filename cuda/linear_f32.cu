@@ -38,7 +38,7 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b, float sum
 // Rows R of tiles a block and warp, C rows of x from blockIdx.x * C on. Normed: x, normalised, lies in shared memory,
 // and a block takes several groups of tiles; all rows are its.
 template <int R, int C, bool Normed>
-__global__ void __launch_bounds__(kThreads, R * C > 8 ? 1 : 2) f32_kernel(LinearArgs a) {
+__global__ void __launch_bounds__(kThreads, R* C > 8 ? 1 : 2) f32_kernel(LinearArgs a) {
   PYLLM_DYN_SHARED(float, staged);
   __shared__ float parts[32];
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, first = int(blockIdx.x) * C;
