@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner, Summary
+from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, Runner, Summary, on_host
 from pyllm.program.network import Network
 from pyllm.program.program import NormSlice, Program
 from pyllm.program.recorder import Recorder
@@ -251,7 +251,7 @@ class Steps:
     ) -> list[np.ndarray]:
         asked = {} if summary is None else {"summary": summary}  # which not every runner can
         out = self.runner.run(batch, cache, program=program, cross=self.cross, capture=capture, **asked)
-        return np.split(np.array(out), batch.starts[1:-1])
+        return np.split(np.array(on_host(self.runner, out)), batch.starts[1:-1])
 
 
 def _batch(texts: list[Sequence[int]], first: list[int], tables: list[list[int]]) -> Batch:

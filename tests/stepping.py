@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyllm.program.batch import BLOCK_TOKENS, Batch, Runner
+from pyllm.program.batch import BLOCK_TOKENS, Batch, Runner, on_host
 
 
 class Stepper:
@@ -41,7 +41,7 @@ class Stepper:
             block_table=table,
             logit_rows=np.arange(len(positions), dtype=np.int32),
         )
-        logits = np.array(self.runner.run(batch, self.cache))
+        logits = np.array(on_host(self.runner, self.runner.run(batch, self.cache)))
         return {name: logits[starts[i] : starts[i + 1]] for i, name in enumerate(chunks)}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, KvCache, Runner
+from pyllm.program.batch import BLOCK_TOKENS, Batch, Capture, KvCache, Runner, on_host
 
 
 class Translator:
@@ -37,7 +37,8 @@ class Translator:
             cross_table=_table([self.sources[name][1] for name in sources]),
             cross_context=np.array(lengths, np.int32),
         )
-        out = np.array(self.runner.run(batch, own, program="encode", cross=self.cross, capture=capture))
+        output = self.runner.run(batch, own, program="encode", cross=self.cross, capture=capture)
+        out = np.array(on_host(self.runner, output))
         return {name: out[starts[i] : starts[i + 1]] for i, name in enumerate(sources)}
 
     def step(self, chunks: Mapping[str, Sequence[int]], capture: Capture | None = None) -> dict[str, np.ndarray]:
@@ -60,7 +61,7 @@ class Translator:
             cross_table=_table([self.sources[name][1] for name in chunks]),
             cross_context=np.array([self.sources[name][0] for name in chunks], np.int32),
         )
-        out = np.array(self.runner.run(batch, self.cache, cross=self.cross, capture=capture))
+        out = np.array(on_host(self.runner, self.runner.run(batch, self.cache, cross=self.cross, capture=capture)))
         return {name: out[starts[i] : starts[i + 1]] for i, name in enumerate(chunks)}
 
 
