@@ -9,9 +9,9 @@
 
 #include "capture.h"
 #include "device_memory.h"
+#include "device_plan.h"
 #include "device_weights.h"
 #include "launches.h"
-#include "device_plan.h"
 #include "program.h"
 #include "step.h"
 #include "step_upload.h"

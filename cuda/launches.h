@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "device_plan.h"
 #include "device_weights.h"
 #include "launch.h"
-#include "device_plan.h"
 #include "program.h"
 
 namespace pyllm {
