@@ -2,51 +2,15 @@
 // model.cpp, operations in ops.cpp.
 #include <pybind11/stl.h>
 
-#include <new>
-
 #include "bandwidth.h"
 #include "common.h"
 #include "cpu/dispatch.h"
 #include "errors.h"
 #include "machine.h"
+#include "translate.h"
 
 namespace pyllm {
 namespace {
-
-const char* class_of(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::array:
-      return "ArrayError";
-    case ErrorKind::program:
-      return "ProgramError";
-    case ErrorKind::prompt:
-      return "PromptError";
-    case ErrorKind::context_length:
-      return "ContextLengthError";
-    case ErrorKind::option:
-      return "InvalidOptionError";
-    case ErrorKind::device:
-      return "DeviceError";
-    case ErrorKind::out_of_memory:
-      return "OutOfMemoryError";
-  }
-  return "PyllmError";
-}
-
-void raise(const char* name, const char* message) {
-  PyErr_SetString(py::module_::import("pyllm.errors").attr(name).ptr(), message);
-}
-
-void translate(std::exception_ptr pointer) {
-  try {
-    if (pointer) std::rethrow_exception(pointer);
-  } catch (const Error& error) {
-    raise(class_of(error.kind()), error.what());
-  } catch (const std::bad_alloc&) {
-    raise("OutOfMemoryError",
-          "[memory] an allocation was refused; free memory or use a smaller model, batch or context");
-  }
-}
 
 py::dict processors_dict() {
   const Processors found = processors();

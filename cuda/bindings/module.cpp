@@ -2,8 +2,7 @@
 // executor are bound in the other files.
 #include <pybind11/stl.h>
 
-#include <new>
-
+#include "../../csrc/bindings/translate.h"
 #include "common.h"
 #include "program.h"
 #if defined(PYLLM_CUDA_EMU)
@@ -25,41 +24,6 @@ void bind_tiles(py::module_& m);   // tiles.cpp
 void bind_model(py::module_& m);   // model.cpp
 
 namespace {
-
-const char* class_of(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::array:
-      return "ArrayError";
-    case ErrorKind::program:
-      return "ProgramError";
-    case ErrorKind::prompt:
-      return "PromptError";
-    case ErrorKind::context_length:
-      return "ContextLengthError";
-    case ErrorKind::option:
-      return "InvalidOptionError";
-    case ErrorKind::device:
-      return "DeviceError";
-    case ErrorKind::out_of_memory:
-      return "OutOfMemoryError";
-  }
-  return "PyllmError";
-}
-
-void raise(const char* name, const char* message) {
-  PyErr_SetString(py::module_::import("pyllm.errors").attr(name).ptr(), message);
-}
-
-void translate(std::exception_ptr pointer) {
-  try {
-    if (pointer) std::rethrow_exception(pointer);
-  } catch (const Error& error) {
-    raise(class_of(error.kind()), error.what());
-  } catch (const std::bad_alloc&) {
-    raise("OutOfMemoryError",
-          "[memory] an allocation was refused; free memory or use a smaller model, batch or context");
-  }
-}
 
 py::dict info_dict(int device) {
   const DeviceInfo info = device_info(device);
@@ -117,7 +81,7 @@ PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
 #endif
   using namespace pyllm::cuda;
   m.doc() = "The CUDA kernels and their executor. Private; use pyllm.load(device='cuda').";
-  py::register_local_exception_translator(&translate);
+  py::register_local_exception_translator(&pyllm::translate);
   bind_devices(m);
   bind_model(m);
   bind_attention(m);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _C
-from ..errors import ArrayError
 from ..program.batch import Batch, Capture, KvCache, Summary
 from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
 from . import packed_cache, tuning
-from .lowering import Lowering, Routine, wanted_buffers, warn_inexact
+from .compiled import CompiledRunner, Wanted, checked_caches, inputs
+from .lowering import Lowering
 from .packing import Tensors, load_weights
 
 
@@ -32,7 +31,7 @@ class Timing(NamedTuple):
     program: str
 
 
-class CpuRunner:
+class CpuRunner(CompiledRunner):
     """A network on this machine's processors. Threads may share one: steps take turns, caches are independent.
 
     dtype: "float32", "bfloat16" (weights, keys, values and the inputs of matmuls) or "float16" (weights, keys, values);
@@ -59,15 +58,12 @@ class CpuRunner:
         progress: bool = False,
         folder: Path | None = None,
     ) -> None:
-        self.network = as_network(network)
-        lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
-        warn_inexact(lowered, stacklevel=5)
-        self._routines = lowered.routines
+        network = as_network(network)
+        lowered = Lowering(network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
+        super().__init__("cpu", network, lowered)
         self._executor = _C.Executor(lowered.program, num_threads, isa)
         if (measured := tuning.kept(self.isa, self.num_threads)) is not None:
             self.set_sharing(measured.repeat_rows, measured.own_rows)
-        self._caches: weakref.WeakSet[_C.KvCache] = weakref.WeakSet()
-        self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
         # Floats are packed as fast as they would be read back.
         key = packed_cache.key_in(folder, repr(lowered.recipe)) if folder and self.quantization else None
         if key is None or not packed_cache.restore(self._executor, key):
@@ -75,19 +71,6 @@ class CpuRunner:
             load_weights(self._executor, lowered, tensors, progress)
             if key is not None and time.perf_counter() - start > packed_cache.SLOW:
                 packed_cache.keep(self._executor, key)
-
-    @property
-    def program(self) -> Program:
-        """The network's main program."""
-        return self.network.main
-
-    @property
-    def vocab_size(self) -> int:
-        return self.program.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        return self.program.max_positions
 
     @property
     def num_threads(self) -> int:
@@ -104,11 +87,11 @@ class CpuRunner:
 
     def new_cache(self, program: str = "step", max_bytes: int = 0) -> _C.KvCache:
         """An empty cache of one program's own keys and values; max_bytes 0: as large as memory allows."""
-        return self._kept(self._executor.new_cache(self._routine(program).index, max_bytes))
+        return self._noted(self._executor.new_cache(self._routine(program).index, max_bytes))
 
     def new_cross_cache(self, max_bytes: int = 0) -> _C.KvCache:
         """An empty cache for the keys and values of sources, which an encoder stores and its decoder reads."""
-        return self._kept(self._executor.new_cross_cache(max_bytes))
+        return self._noted(self._executor.new_cross_cache(max_bytes))
 
     def run(
         self,
@@ -128,36 +111,23 @@ class CpuRunner:
         batch, the caches or the names to capture) and OutOfMemoryError; the caches' content is then unchanged.
         """
         routine = self._routine(program)
-        if not isinstance(cache, _C.KvCache) or not (cross is None or isinstance(cross, _C.KvCache)):
-            given = " and ".join(type(one).__name__ for one in (cache, cross) if one is not None)
-            raise ArrayError(
-                f"[run] the cache must come from this runner's new_cache() or new_cross_cache(), got {given}; make one"
-            )
-        buffers = wanted_buffers(routine, capture.buffers if capture else ())
-        attentions = wanted_buffers(routine, capture.attentions if capture else ())
+        own, sources = checked_caches(_C.KvCache, cache, cross)
+        wanted = Wanted(routine, capture)
         output, values, weights, blocks = self._executor.run(
             routine.index,
-            batch.ids,
-            batch.positions,
-            batch.starts,
-            batch.context,
-            batch.block_table,
-            batch.logit_rows,
-            cache,
+            *inputs(batch),
+            own,
             batch.token_types,
-            cross,
+            sources,
             batch.cross_table,
             batch.cross_context,
-            list(buffers.values()),
-            list(attentions.values()),
+            *wanted.ids,
             summary is not None,
             None if summary is None else summary.scales,
         )
         if summary is not None:
             summary.blocks = blocks
-        if capture is not None:
-            capture.values = dict(zip(buffers, values, strict=True))
-            capture.weights = dict(zip(attentions, weights, strict=True))
+        wanted.give(values, weights)
         return output
 
     def profile(self, enable: bool) -> None:
@@ -187,15 +157,3 @@ class CpuRunner:
         report["key_value_cache"] = sum(cache.bytes for cache in caches)
         report["of_it_on_huge_pages"] = sum(huge for _, huge in held.values()) + sum(c.huge_bytes for c in caches)
         return report
-
-    def _routine(self, program: str) -> Routine:
-        if program not in self._routines:
-            have = " and ".join(repr(name) for name in self._routines)
-            raise ArrayError(
-                f"[cpu] a {self.network.family} model has {have}, got {program!r}; name one of its programs"
-            )
-        return self._routines[program]
-
-    def _kept(self, cache: _C.KvCache) -> _C.KvCache:
-        self._caches.add(cache)
-        return cache

@@ -9,22 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArrayError, DeviceError
+from ..errors import DeviceError
 from ..program.batch import Batch, Capture, KvCache
 from ..program.network import Network, as_network
 from ..program.program import Program
 from . import cuda_driver
+from .compiled import CompiledRunner, Wanted, checked_caches, inputs
 from .cuda_memory import DeviceMemory, Kept
 from .cuda_packing import DeviceWeights
 from .cuda_rows import Chooser, CudaRows
 from .formats import plain_dtype
-from .lowering import Lowering, Routine, wanted_buffers, warn_inexact
+from .lowering import Lowering, Routine
 from .packing import Tensors, load_weights
 
 ROWS_PER_STEP = 2048  # enough for matmuls to run at the speed of the tensor cores
 
 
-class CudaRunner:
+class CudaRunner(CompiledRunner):
     """A network on a GPU. Threads may share one: steps take turns, caches are independent.
 
     dtype: "float32" (true float32, no tensor cores), "bfloat16" or "float16": weights, keys, values and the inputs of
@@ -53,40 +54,24 @@ class CudaRunner:
         self._module, xp = cuda_driver.load(device_index)
         if (library := cuda_driver.cublaslt_path()) is not None:
             self._module.load_cublaslt(library)  # else our own kernels multiply matrices of many rows
-        self.network = as_network(network)
-        lowered = Lowering(self.network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
-        warn_inexact(lowered, stacklevel=5)
-        self._routines = lowered.routines
+        network = as_network(network)
+        lowered = Lowering(network, dtype, quantization, kv_cache, getattr(tensors, "kind", None))
+        super().__init__("cuda", network, lowered)
         self._memory = DeviceMemory(self._module, xp, device_index)
         self._kept = Kept(self._memory)
         self._executor = self._module.Executor(
             lowered.program, plain_dtype(dtype), device_index, self._memory.stream, self._kept.replace
         )
-        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
         self._outputs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._chooser = Chooser(self._module, xp, self._memory, device_index)
         self._process = os.getpid()
-        self.kv_cache, self.quantization, self.formats = lowered.kv_cache, lowered.quantization, lowered.formats
         self._weights = DeviceWeights(lowered, partial(self._memory.upload, "weights"))
         load_weights(self._weights, lowered, tensors, progress)
         self._place_weights()
         arrays = [array for one in self._weights.matrices.values() for array in one.arrays]
         self._weight_bytes = sum(array.nbytes for array in (*arrays, *self._weights.vectors.values()))
         self._executor.reserve(self.rows_per_step)
-
-    @property
-    def program(self) -> Program:
-        """The network's main program."""
-        return self.network.main
-
-    @property
-    def vocab_size(self) -> int:
-        return self.program.vocab_size
-
-    @property
-    def max_positions(self) -> int:
-        return self.program.max_positions
 
     @property
     def graphs(self) -> int:
@@ -125,38 +110,24 @@ class CudaRunner:
         DeviceError in a forked process, or for what the GPU reports.
         """
         routine = self._routine(program)
-        kind = self._module.KvCache
-        if not isinstance(cache, kind) or not (cross is None or isinstance(cross, kind)):
-            given = " and ".join(type(one).__name__ for one in (cache, cross) if one is not None)
-            raise ArrayError(
-                f"[run] the cache must come from this runner's new_cache() or new_cross_cache(), got {given}; make one"
-            )
-        buffers = wanted_buffers(routine, capture.buffers if capture else ())
-        attentions = wanted_buffers(routine, capture.attentions if capture else ())
+        own, sources = checked_caches(self._module.KvCache, cache, cross)
+        wanted = Wanted(routine, capture)
         with self._lock:
             held, rows = self._output(cache, routine, len(batch.logit_rows))
             values, weights = self._executor.run(
                 routine.index,
-                batch.ids,
-                batch.positions,
-                batch.starts,
-                batch.context,
-                batch.block_table,
-                batch.logit_rows,
-                cache,
+                *inputs(batch),
+                own,
                 self._memory.address(held),
                 self._memory.current_stream(),
                 batch.token_types,
-                cross,
+                sources,
                 batch.cross_table,
                 batch.cross_context,
-                list(buffers.values()),
-                list(attentions.values()),
+                *wanted.ids,
             )
             self._kept.drop("captures")
-        if capture is not None:
-            capture.values = dict(zip(buffers, values, strict=True))
-            capture.weights = dict(zip(attentions, weights, strict=True))
+        wanted.give(values, weights)
         return rows
 
     def device_rows(self, output: Any) -> CudaRows:
@@ -205,12 +176,7 @@ class CudaRunner:
 
     def _routine(self, program: str) -> Routine:
         self._check_process()
-        if program not in self._routines:
-            have = " and ".join(repr(name) for name in self._routines)
-            raise ArrayError(
-                f"[cuda] a {self.network.family} model has {have}, got {program!r}; name one of its programs"
-            )
-        return self._routines[program]
+        return super()._routine(program)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -218,7 +184,3 @@ class CudaRunner:
                 "[cuda] a model on a GPU does not survive fork: this process was forked from the one that loaded it; "
                 "load the model here, or start processes with multiprocessing's 'spawn'"
             )
-
-    def _noted(self, cache: Any) -> Any:
-        self._caches.add(cache)
-        return cache
