@@ -81,7 +81,7 @@ def outputs(network: Network, runner: Runner) -> NDArray[np.float32]:
         return logits_of(runner, IDS)
     if network.kind == "encoder-decoder":
         return outputs_of(runner, IDS, IDS[:5])
-    nowhere: dict[str, Any] = {"folder": Path(), "config": {}, "generation_config": {}, "tokenizer": None}
+    nowhere: dict[str, Any] = {"folder": Path(), "config": {}, "generation_config": {}, "tokenizer": lambda: None}
     model = EncoderModel(network, runner, **nowhere, dtype="", device="")
     return model.forward([IDS])[0].reshape(1, -1)
 
