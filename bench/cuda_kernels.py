@@ -1,6 +1,6 @@
 """Every kernel by itself on a GPU, beside this card's ceilings, as JSON lines.
 
-    python bench/cuda_kernels.py [--only REGEX] [--copy GB/s] [--gemm TFLOP/s] [--tiny]
+    python bench/cuda_kernels.py [--only REGEX] [--copy GB/s] [--tiny]
 
 Each case is checked first (another kernel, or NumPy), then captured into a CUDA graph of many launches over inputs that
 together are larger than the second-level cache, and replayed: microseconds a launch are medians of replays, the gap
@@ -263,7 +263,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="regular expression: cases to run")
     parser.add_argument("--copy", type=float, help="copy bandwidth of this card in GB/s (cuda_ceilings.py)")
-    parser.add_argument("--gemm", type=float, help="unused here; cuda_models.py has the prefill")
     parser.add_argument("--tiny", action="store_true", help="small shapes, to try the script")
     args = parser.parse_args()
     card = Card(args.tiny)

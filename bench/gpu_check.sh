@@ -51,7 +51,7 @@ if command -v compute-sanitizer > /dev/null; then
     -k "gpu and (adds_in_place or nothing_to_do or append or select_and_widen or norm_prologue)" \
     tests/test_cuda_linear.py tests/test_cuda_attention.py tests/test_cuda_rows.py
 fi
-part kernels 90 "$python" bench/cuda_kernels.py --copy "$copy" --gemm "$gemm"
+part kernels 90 "$python" bench/cuda_kernels.py --copy "$copy"
 part small_models 60 "$python" bench/cuda_models.py --copy "$copy" --gemm "$gemm" --only "gpt2|qwen"
 part large_models 150 "$python" bench/cuda_models.py --copy "$copy" --gemm "$gemm" --only "llama"
 left=$((570 - SECONDS + began))

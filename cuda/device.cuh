@@ -1,7 +1,9 @@
 // What every kernel source includes: CUDA, or its emulation on the CPU (PYLLM_CUDA_EMU); launches; reductions.
 //
-//   PYLLM_DYN_SHARED(float, scores);                                    in a kernel: its dynamic shared memory, on 128
-//   bytes PYLLM_LAUNCH((kernel<64>), grid, block, bytes, stream, args...);    throws Error(device) when it is refused
+// In a kernel, its dynamic shared memory, on 128 bytes:
+//   PYLLM_DYN_SHARED(float, scores);
+// A launch, which throws Error(device) when it is refused:
+//   PYLLM_LAUNCH((kernel<64>), grid, block, bytes, stream, args...);
 //
 // Sources are compiled with -fmad=false (g++: -ffp-contract=off): a * b + c is two roundings in every instance of a
 // template; write fmaf(a, b, c) where one is meant.

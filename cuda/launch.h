@@ -29,12 +29,11 @@ struct View {
 // 16 and K to ld, with weights of zero.
 //   f32, bf16, f16   elements [N16][ld], ld = round_up(K, 64)
 //   i8               int8 [N16][ld], ld = round_up(K, 64); scales float [N16]
-//   i4               [N16][ld / 2] bytes, ld = round_up(K, 128); 128 codes are 64 bytes: pieces t = 0..3 of 16 bytes,
-//   in
-//                    a piece words j = 0..3 of 32 bits, in a word nibbles p = 0..7 (bits 4p ..), which hold the codes
-//                    of k0 + 32 j + 8 t + 2 (p % 4) + p / 4. So a piece is what one lane of mma.m16n8k16 multiplies,
-//                    and every word lies within one group of 32. scales half [N16][ld / g]; zeros uint8 [N16][ld / g]
-//                    or nullptr (8). A weight is scale * (code - zero).
+//   i4               [N16][ld / 2] bytes, ld = round_up(K, 128); scales half [N16][ld / g];
+//                    zeros uint8 [N16][ld / g] or nullptr (8). A weight is scale * (code - zero).
+// 128 codes of i4 are 64 bytes: pieces t = 0..3 of 16 bytes; in a piece words j = 0..3 of 32 bits; in a word
+// nibbles p = 0..7 (bits 4p ..), which hold the codes of k0 + 32 j + 8 t + 2 (p % 4) + p / 4. So a piece is what
+// one lane of mma.m16n8k16 multiplies, and every word lies within one group of 32.
 // gated: rows alternate by 8: packed row 16 i + r is the gate of output 8 i + r (r < 8), or its up (8 i + r - 8); gate
 // and up of an output are so in one lane of an mma. N counts both.
 struct Matrix {

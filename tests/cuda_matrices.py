@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from cuda_arrays import Device, narrow, rows, widen
 from numpy.typing import NDArray
 
+from pyllm.program.program import ActivationName
+
 F32, BF16, F16, I8, I4_G32, I4_G128, I4Z_G32, I4Z_G128 = 0, 1, 2, 3, 5, 6, 7, 8  # csrc/kernels.h Format
 GROUPS = {I4_G32: 32, I4_G128: 128, I4Z_G32: 32, I4Z_G128: 128}
 NAMES = {F32: "float32", BF16: "bfloat16", F16: "float16"}
+ACTIVATIONS = get_args(ActivationName)  # in the order of csrc/kernels.h
+# Formats with the type that activations take.
+CASES = [
+    (F32, "float32"),
+    (BF16, "bfloat16"),
+    (F16, "float16"),
+    (I8, "bfloat16"),
+    (I8, "float16"),
+    (I8, "float32"),
+    (I4_G32, "bfloat16"),
+    (I4_G128, "float16"),
+    (I4Z_G32, "float16"),
+    (I4Z_G128, "bfloat16"),
+    (I4Z_G32, "float32"),
+]
 Array = NDArray[Any]
 
 

@@ -3,19 +3,19 @@ same bits for a row whatever stands beside it."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_arrays import Device, rows, widen
 from cuda_matrices import (
+    ACTIVATIONS,
     BF16,
-    F16,
+    CASES,
     F32,
     I4_G32,
     I4_G128,
     I4Z_G32,
-    I4Z_G128,
     I8,
     Plain,
     plain,
@@ -24,26 +24,11 @@ from cuda_matrices import (
 
 from pyllm.errors import DeviceError
 from pyllm.program import reference
-from pyllm.program.program import ActivationName
 
-ACTIVATIONS = get_args(ActivationName)  # in the order of csrc/kernels.h
 NONE, RMS, LAYER = 0, 1, 2
 # Of a result's size: sums of a few hundred products in float32; "split": 16 bits of x; a narrow x is exact in the
 # reference too.
 TOLERANCE = {"float32": 2e-6, "split": 4e-5, "bfloat16": 3e-6, "float16": 3e-6}
-CASES = [
-    (F32, "float32"),
-    (BF16, "bfloat16"),
-    (F16, "float16"),
-    (I8, "bfloat16"),
-    (I8, "float16"),
-    (I8, "float32"),
-    (I4_G32, "bfloat16"),
-    (I4_G128, "float16"),
-    (I4Z_G32, "float16"),
-    (I4Z_G128, "bfloat16"),
-    (I4Z_G32, "float32"),
-]
 
 
 class Run:

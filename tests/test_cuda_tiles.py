@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_arrays import Device, narrow, widen
 from cuda_matrices import (
+    ACTIVATIONS,
     BF16,
+    CASES,
     F16,
     F32,
     I4_G32,
@@ -24,25 +26,9 @@ from cuda_matrices import (
 
 from pyllm.devices import cuda_driver
 from pyllm.program import reference
-from pyllm.program.program import ActivationName
-
-ACTIVATIONS = get_args(ActivationName)  # in the order of csrc/kernels.h
 
 # Of a result's size: rounding of x to the type, sums of a few hundred products in float32, a narrow result.
 TOLERANCE = {"float32": 1e-6, "split": 1e-5, "bfloat16": 2e-6, "float16": 2e-6}
-CASES = [
-    (F32, "float32"),
-    (BF16, "bfloat16"),
-    (F16, "float16"),
-    (I8, "bfloat16"),
-    (I8, "float16"),
-    (I8, "float32"),
-    (I4_G32, "bfloat16"),
-    (I4_G128, "float16"),
-    (I4Z_G32, "float16"),
-    (I4Z_G128, "bfloat16"),
-    (I4Z_G32, "float32"),
-]
 
 
 def run(

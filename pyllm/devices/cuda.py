@@ -6,7 +6,6 @@ import os
 import threading
 import weakref
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ..errors import DeviceError
@@ -48,7 +47,6 @@ class CudaRunner(CompiledRunner):
         quantization: str | None = None,
         kv_cache: str | None = None,
         progress: bool = False,
-        folder: Path | None = None,
         device_index: int = 0,
     ) -> None:
         self._module, xp = cuda_driver.load(device_index)

@@ -109,7 +109,6 @@ def load(
                 quantization=quantization or _recorded_quantization(checkpoint),
                 kv_cache=kv_cache,
                 progress=progress,
-                folder=checkpoint.folder,
                 device_index=_device_index(device),
             )
         else:
