@@ -15,10 +15,6 @@ from pathlib import Path
 
 UNBOUNDED_REGISTERS = 64  # 65536 of a processor by 1024 threads; with __launch_bounds__ ptxas keeps to a limit itself
 MOST_STATIC_SHARED = 48 * 1024
-# Kernel (a part of its name) -> bytes of stack that it may have, and why.
-STACK = {
-    "rotary": 32,  # sinf and cosf reduce large arguments in a table of their own
-}
 
 
 @dataclass
@@ -32,12 +28,11 @@ class Kernel:
     shared: int = 0
 
     def problems(self, bounded: set[str]) -> list[str]:
-        allowed = max((most for part, most in STACK.items() if part in self.name), default=0)
         found = []
         if self.spill_stores or self.spill_loads:
             found.append(f"spills {self.spill_stores} bytes of stores and {self.spill_loads} of loads")
-        elif self.stack > allowed:
-            found.append(f"stack frame of {self.stack} bytes, {allowed} allowed")
+        elif self.stack > 0:
+            found.append(f"stack frame of {self.stack} bytes, 0 allowed")
         if self.registers > UNBOUNDED_REGISTERS and not bounded & set(re.findall(r"\w+", self.name)):
             found.append(f"{self.registers} registers without __launch_bounds__, {UNBOUNDED_REGISTERS} allowed")
         if self.shared > MOST_STATIC_SHARED:

@@ -9,6 +9,25 @@ namespace pyllm {
 namespace cuda {
 
 template <KvFormat F>
+struct KvFormatConstant {
+  static constexpr KvFormat value = F;
+};
+// Host: calls with the KvFormatConstant of a format that is known at run time.
+template <class Call>
+void with_format(KvFormat format, const Call& call) {
+  switch (format) {
+    case KvFormat::f32:
+      return call(KvFormatConstant<KvFormat::f32>());
+    case KvFormat::bf16:
+      return call(KvFormatConstant<KvFormat::bf16>());
+    case KvFormat::f16:
+      return call(KvFormatConstant<KvFormat::f16>());
+    case KvFormat::i8:
+      return call(KvFormatConstant<KvFormat::i8>());
+  }
+}
+
+template <KvFormat F>
 struct KvElement;
 template <>
 struct KvElement<KvFormat::f32> {

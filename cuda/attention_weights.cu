@@ -51,16 +51,7 @@ void launch(const AttendArgs& a, const StepView& step, Stream stream) {
 }  // namespace
 
 void attend_weights(const AttendArgs& a, const StepView& step, Stream stream) {
-  switch (a.kv.format) {
-    case KvFormat::f32:
-      return launch<KvFormat::f32>(a, step, stream);
-    case KvFormat::bf16:
-      return launch<KvFormat::bf16>(a, step, stream);
-    case KvFormat::f16:
-      return launch<KvFormat::f16>(a, step, stream);
-    case KvFormat::i8:
-      return launch<KvFormat::i8>(a, step, stream);
-  }
+  with_format(a.kv.format, [&](auto format) { launch<decltype(format)::value>(a, step, stream); });
 }
 
 }  // namespace cuda

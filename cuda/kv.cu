@@ -95,30 +95,12 @@ void launch_store(const View& kv, const KvView& cache, const StepView& step, Str
 
 void append(const AppendArgs& a, const StepView& step, Stream stream) {
   if (step.rows <= 0) return;
-  switch (a.kv.format) {
-    case KvFormat::f32:
-      return launch_append<KvFormat::f32>(a, step, stream);
-    case KvFormat::bf16:
-      return launch_append<KvFormat::bf16>(a, step, stream);
-    case KvFormat::f16:
-      return launch_append<KvFormat::f16>(a, step, stream);
-    case KvFormat::i8:
-      return launch_append<KvFormat::i8>(a, step, stream);
-  }
+  with_format(a.kv.format, [&](auto format) { launch_append<decltype(format)::value>(a, step, stream); });
 }
 
 void store_cross(const View& kv, const KvView& cache, const StepView& step, Stream stream) {
   if (step.rows <= 0 || !step.cross_blocks) return;
-  switch (cache.format) {
-    case KvFormat::f32:
-      return launch_store<KvFormat::f32>(kv, cache, step, stream);
-    case KvFormat::bf16:
-      return launch_store<KvFormat::bf16>(kv, cache, step, stream);
-    case KvFormat::f16:
-      return launch_store<KvFormat::f16>(kv, cache, step, stream);
-    case KvFormat::i8:
-      return launch_store<KvFormat::i8>(kv, cache, step, stream);
-  }
+  with_format(cache.format, [&](auto format) { launch_store<decltype(format)::value>(kv, cache, step, stream); });
 }
 
 }  // namespace cuda
