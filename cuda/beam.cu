@@ -1,4 +1,4 @@
-// The best continuations of each row: log-sum-exp and the `count` largest logits, best first.
+// The best continuations of each row: log-sum-exp and the `count` largest logits, best first; and log-probabilities.
 #include "choices.cuh"
 
 namespace pyllm {
@@ -23,6 +23,27 @@ __device__ double log_sum_exp(const Top& top, const Tables& w, int64_t row) {
   return double(top.max) + log(double(total) * 0x1p-42);
 }
 
+// csrc/search/row.h, Shift: a double is taken away without losing its low part.
+struct Shift {
+  float high, low;
+  __device__ explicit Shift(double by) : high(float(by)), low(float(by - double(high))) {}
+  __device__ float of(float x) const { return (x - high) - low; }
+};
+
+// Grid: chunks x rows.
+__global__ void __launch_bounds__(kScanThreads) log_softmax_kernel(View x, int64_t n, const int32_t* wanted, Tables w) {
+  const int64_t row = blockIdx.y, first = int64_t(blockIdx.x) * kChunk;
+  if (wanted[row] == 0) return;
+  const Top top = top_of(w.tops + row * w.tiles, w.tiles);
+  const bool odd = top.has_nan || top.max == INFINITY;
+  const double lse = log_sum_exp(top, w, row);
+  const Shift shift(odd || lse == -INFINITY ? 0.0 : lse);
+  float* values = static_cast<float*>(x.data) + row * x.ld;
+  const int64_t end = first + kChunk < n ? first + kChunk : n;
+  for (int64_t i = first + int64_t(threadIdx.x); i < end; i += kScanThreads)
+    values[i] = odd ? NAN : shift.of(values[i]);
+}
+
 // One block a row.
 __global__ void __launch_bounds__(kTopThreads, 1)
     top_kernel(View x, int64_t n, int count, bool normalise, TopOut out, Tables w) {
@@ -41,9 +62,7 @@ __global__ void __launch_bounds__(kTopThreads, 1)
   }
   const double lse = log_sum_exp(top, w, row);
   if (threadIdx.x == 0) out.lse[row] = float(lse);
-  // csrc/search/row.h, Shift: a double is taken away without losing its low part.
-  const double by = normalise && lse != -INFINITY ? lse : 0.0;
-  const float high = float(by), low = float(by - double(high));
+  const Shift shift(normalise && lse != -INFINITY ? lse : 0.0);
 
   const Candidates all = candidates_of(x, row, w.mask + row * w.words, w.words, values, ids);
   const uint32_t highest = key_of(top.max);
@@ -77,7 +96,7 @@ __global__ void __launch_bounds__(kTopThreads, 1)
       rank = 0;
       value = best[i], id = best_ids[i];
       for (int j = 0; j < taken; ++j) rank += best[j] > value || (best[j] == value && j < i);  // ids ascend
-      value = (value - high) - low;
+      value = shift.of(value);
     }
     out.values[row * count + rank] = value;
     out.ids[row * count + rank] = id;
@@ -99,6 +118,19 @@ void top(const View& logits, int rows, int64_t n, int count, bool normalise, flo
   gather(logits, rows, n, nullptr, count, t, stream);
   const TopOut out{out_values, out_ids, out_lse};
   PYLLM_LAUNCH(top_kernel, dim3(unsigned(rows)), dim3(kTopThreads), 0, stream, logits, n, count, normalise, out, t);
+}
+
+size_t log_softmax_workspace(int rows, int64_t n) { return table_bytes(rows, n); }
+
+void log_softmax(const View& logits, int rows, int64_t n, const int32_t* wanted, void* workspace, Stream stream) {
+  if (n < 1 || n > kMostChoices)
+    throw Error(ErrorKind::array, text("[log_softmax] rows must have 1 to ", kMostChoices, " columns, got ", n,
+                                       "; take the logits to the host"));
+  if (rows == 0) return;
+  const Tables t = tables_in(workspace, rows, n);
+  scan(logits, rows, n, nullptr, t, stream);
+  const dim3 grid(unsigned(chunks_of(n)), unsigned(rows));
+  PYLLM_LAUNCH(log_softmax_kernel, grid, dim3(kScanThreads), 0, stream, logits, n, wanted, t);
 }
 
 }  // namespace cuda

@@ -248,6 +248,16 @@ struct Penalties {
   const float *repetition = nullptr, *frequency = nullptr, *presence = nullptr;  // [rows]; nullptr: none
 };
 void penalise(const View& logits, int rows, int64_t n, const Penalties& p, Stream stream);
+// logits f32 [rows, n], in place. Of row r first, where fills[r] isn't 0, every number becomes -inf (NaN stays, for the
+// choice to see); then entries offsets[r] .. + lengths[r]: to column ids[i] >= 0 values[i] is added, column ~ids[i] is
+// set to it, after what is added. Columns past n are left out; one that is added to, or set to different values, must
+// not be named twice. any_fills: whether fills is looked at.
+struct Edits {
+  const int32_t *ids = nullptr, *offsets = nullptr, *lengths = nullptr, *fills = nullptr;  // [entries], [rows] ...
+  const float* values = nullptr;                                                           // [entries]
+  bool any_fills = true;
+};
+void edit(const View& logits, int rows, int64_t n, const Edits& e, Stream stream);
 // ids[t] = tokens[t], positions, context and the choices' steps one further: the next step of a steady decode.
 void advance(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context, Choice* choices,
              Stream stream);
@@ -259,6 +269,10 @@ static constexpr int kMostBest = 1024;
 size_t top_workspace(int rows, int64_t n, int count);
 void top(const View& logits, int rows, int64_t n, int count, bool normalise, float* out_values, int32_t* out_ids,
          float* out_lse, void* workspace, Stream stream);
+// logits f32 [rows, n], in place, of rows with wanted[r] != 0: x - log-sum-exp, to the bits that top's `normalise`
+// gives. Rows with NaN or +inf become NaN. workspace: log_softmax_workspace() bytes.
+size_t log_softmax_workspace(int rows, int64_t n);
+void log_softmax(const View& logits, int rows, int64_t n, const int32_t* wanted, void* workspace, Stream stream);
 
 }  // namespace cuda
 }  // namespace pyllm

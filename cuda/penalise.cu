@@ -1,4 +1,5 @@
-// Penalties for tokens that occurred, and the step from one token to the next of a steady decode.
+// What changes logits before a choice (penalties for tokens that occurred, tokens ruled out or biased), and the step
+// from one token to the next of a steady decode.
 #include "rows.cuh"
 
 namespace pyllm {
@@ -33,6 +34,26 @@ __global__ void __launch_bounds__(kPenaltyThreads) penalise_kernel(View logits, 
   }
 }
 
+// Grid: slices of the vocabulary (`width` columns each) x rows.
+__global__ void __launch_bounds__(kPenaltyThreads) edit_kernel(View logits, int64_t n, int64_t width, Edits e) {
+  const int64_t row = blockIdx.y, first = int64_t(blockIdx.x) * width, end = first + width < n ? first + width : n;
+  const bool fills = e.any_fills && e.fills[row] != 0;
+  const int length = e.lengths[row];
+  if (!fills && length == 0) return;
+  float* x = static_cast<float*>(logits.data) + row * logits.ld;
+  if (fills)
+    for (int64_t i = first + int64_t(threadIdx.x); i < end; i += kPenaltyThreads)
+      x[i] = x[i] == x[i] ? -INFINITY : x[i];
+  __syncthreads();
+  const int32_t* ids = e.ids + e.offsets[row];
+  const float* values = e.values + e.offsets[row];
+  for (int i = int(threadIdx.x); i < length; i += kPenaltyThreads)
+    if (ids[i] >= first && ids[i] < end) x[ids[i]] += values[i];
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < length; i += kPenaltyThreads)
+    if (ids[i] < 0 && ~ids[i] >= first && ~ids[i] < end) x[~ids[i]] = values[i];
+}
+
 __global__ void advance_kernel(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context,
                                Choice* choices) {
   const int t = int(blockIdx.x * blockDim.x + threadIdx.x);
@@ -49,6 +70,13 @@ void penalise(const View& logits, int rows, int64_t n, const Penalties& p, Strea
   if (rows == 0) return;
   const dim3 grid(unsigned((n + kSlice - 1) / kSlice), unsigned(rows));
   PYLLM_LAUNCH(penalise_kernel, grid, dim3(kPenaltyThreads), 0, stream, logits, n, p);
+}
+
+void edit(const View& logits, int rows, int64_t n, const Edits& e, Stream stream) {
+  if (rows == 0) return;
+  const int64_t width = e.any_fills ? kSlice : n;  // few entries are one block's
+  const dim3 grid(unsigned((n + width - 1) / width), unsigned(rows));
+  PYLLM_LAUNCH(edit_kernel, grid, dim3(kPenaltyThreads), 0, stream, logits, n, width, e);
 }
 
 void advance(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context, Choice* choices,

@@ -176,6 +176,56 @@ def test_penalties(device: Device, n: int) -> None:
     assert (device.to_host(again)[:, :n] == rows).all()
 
 
+@pytest.mark.parametrize("n", [5, 4097])
+@pytest.mark.parametrize("filled", [False, True])
+def test_edits(device: Device, n: int, filled: bool) -> None:
+    """Row 0 has none, row 1 is filled, row 2 has a column that is added to, then set, and ids past the vocabulary."""
+    rows = np.random.RandomState(6).standard_normal((3, n)).astype(np.float32)
+    rows[:, 1] = np.nan
+    ids = [n - 1, 2, 3, ~0, ~(n - 1), ~1, ~n, n]
+    values = [0.1, -np.inf, 2.5, -np.inf, 0.0, -np.inf, 9.0, 9.0]
+    entries, fills = np.array([[0, 0], [0, 1], [0, 8]], np.int32), np.array([0, int(filled), 0], np.int32)
+    expected = rows.copy()
+    if filled:
+        expected[1] = np.where(np.isnan(rows[1]), np.nan, np.float32(-np.inf))
+    expected[1, n - 1] += np.float32(0.1)
+    expected[2, 3] += np.float32(2.5)
+    expected[2, [0, 1, 2]] = -np.inf
+    expected[2, n - 1] = 0
+    x = device.to_device(padded(rows))
+    arrays = [np.array(ids, np.int32), np.array(values, np.float32), *entries.T, fills]
+    held = [device.to_device(np.ascontiguousarray(a)) for a in arrays]
+    at = [device.pointer(a) for a in held]
+    device.module.edit((device.pointer(x), x.shape[1], "float32"), 3, n, *at, any_fills=filled)
+    np.testing.assert_array_equal(device.to_host(x)[:, :n], expected)
+
+
+@pytest.mark.parametrize("n", VOCABULARIES)
+def test_log_softmax(device: Device, n: int) -> None:
+    """The bits are those that `top` gives, whatever the rest of the row."""
+    rows = logits_of(n, 4)
+    total, x = len(rows), device.to_device(padded(rows))
+    wanted = device.to_device(np.array([r != 1 for r in range(total)], np.int32))
+    workspace = device.to_device(np.full(device.module.log_softmax_workspace(total, n), 0xFF, np.uint8))
+    view = device.pointer(x), x.shape[1], "float32"
+    device.module.log_softmax(view, total, n, device.pointer(wanted), device.pointer(workspace))
+    found = device.to_host(x)[:, :n]
+    np.testing.assert_array_equal(found[1], rows[1])
+    for r in (r for r in range(total) if r != 1):
+        expected = rows[r : r + 1].copy()
+        if _search.log_softmax_(expected):
+            np.testing.assert_allclose(found[r], expected[0], rtol=1e-6, atol=2e-6)
+        else:
+            assert np.isnan(found[r]).all()
+    again = device.to_device(padded(rows))
+    held = [device.to_device(np.zeros((total, 8), np.int32)) for _ in range(3)]
+    at = [*(device.pointer(a) for a in held), device.pointer(workspace)]
+    device.module.top((device.pointer(again), again.shape[1], "float32"), total, n, 8, True, *at)
+    values, ids = device.to_host(held[0]).view(np.float32), device.to_host(held[1])
+    for r in (r for r in range(total) if r != 1):
+        assert values[r, ids[r] >= 0].tolist() == found[r, ids[r][ids[r] >= 0]].tolist()
+
+
 def test_advance(device: Device) -> None:
     choices = np.zeros(130, device.module.choice_dtype())
     choices["step"] = np.arange(130)

@@ -151,6 +151,7 @@ void bind_choices(py::module_& m) {
   m.def("choice_dtype", &choice_dtype, "What choose() takes: an array of these, one a row.");
   m.def("choose_workspace", &choose_workspace, py::arg("rows"), py::arg("n"), "Bytes.");
   m.def("top_workspace", &top_workspace, py::arg("rows"), py::arg("n"), py::arg("count"), "Bytes.");
+  m.def("log_softmax_workspace", &log_softmax_workspace, py::arg("rows"), py::arg("n"), "Bytes.");
   m.attr("MOST_CHOICES") = kMostChoices;
   m.attr("MOST_BEST") = kMostBest;
   m.def(
@@ -171,6 +172,30 @@ void bind_choices(py::module_& m) {
       },
       py::arg("logits"), py::arg("rows"), py::arg("n"), py::arg("count"), py::arg("normalise"), py::arg("values"),
       py::arg("ids"), py::arg("lse"), py::arg("workspace"), py::arg("stream") = 0);
+}
+
+void bind_changes(py::module_& m) {
+  m.def(
+      "log_softmax",
+      [](const ViewArgument& logits, int rows, int64_t n, uintptr_t wanted, uintptr_t workspace, uintptr_t stream) {
+        log_softmax(view_of(logits), rows, n, at<const int32_t>(wanted), at<void>(workspace), stream_at(stream));
+      },
+      py::arg("logits"), py::arg("rows"), py::arg("n"), py::arg("wanted"), py::arg("workspace"), py::arg("stream") = 0);
+  m.def(
+      "edit",
+      [](const ViewArgument& logits, int rows, int64_t n, uintptr_t ids, uintptr_t values, uintptr_t offsets,
+         uintptr_t lengths, uintptr_t fills, bool any_fills, uintptr_t stream) {
+        Edits e;
+        e.ids = at<const int32_t>(ids);
+        e.values = at<const float>(values);
+        e.offsets = at<const int32_t>(offsets);
+        e.lengths = at<const int32_t>(lengths);
+        e.fills = at<const int32_t>(fills);
+        e.any_fills = any_fills;
+        edit(view_of(logits), rows, n, e, stream_at(stream));
+      },
+      py::arg("logits"), py::arg("rows"), py::arg("n"), py::arg("ids"), py::arg("values"), py::arg("offsets"),
+      py::arg("lengths"), py::arg("fills"), py::arg("any_fills") = true, py::arg("stream") = 0);
 }
 
 void bind_steps(py::module_& m) {
@@ -206,6 +231,7 @@ void bind_rows(py::module_& m) {
   bind_embedding(m);
   bind_norms(m);
   bind_choices(m);
+  bind_changes(m);
   bind_steps(m);
 }
 
