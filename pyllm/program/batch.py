@@ -175,7 +175,46 @@ class Runner(Protocol):
         reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. Some runners also take
         `summary: Summary | None`, whose blocks they set: for programs whose output a linear gives, as logits are.
 
-        A runner whose output is in a device's memory has a method `device_rows` that makes DeviceRows of it."""
+        A runner whose output is in a device's memory has a method `device_rows` that makes DeviceRows of it; it may
+        also be an AheadRunner."""
+
+
+class Tokens(Protocol):
+    """What a step chose, on its way to the host."""
+
+    def wait(self) -> NDArray[np.int32]:
+        """int32 [R], of each row the token; -1: there was none to choose (see `DeviceRows.choose`). May be asked again,
+        the array is the caller's to read only. Raises DeviceError."""
+
+
+class AheadRunner(Runner, Protocol):
+    """A runner that can take a step of which the tokens are not known yet: its device has chosen them itself."""
+
+    @property
+    def rows_ahead(self) -> int:
+        """Most rows of such a step; 0: none now."""
+
+    def run_ahead(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        choices: NDArray[Any],
+        cuts: int = CUT,
+        *,
+        cross: KvCache | None = None,
+        after: Tokens | None = None,
+    ) -> Tokens:
+        """One step of "step", each row one sequence's next token and wanting logits, from which a token is chosen as
+        `DeviceRows.choose` does. Nothing is waited for, but what must be; all arrays are the caller's again.
+
+        choices: CHOICE [R]; cuts: UNCUT, CUT_BY_K or CUT. after: what the step before it chose, whose R rows were the
+        same sequences one token earlier: it gives the ids, and `batch.ids` may hold anything. All else is as of this
+        step: positions, context, blocks, and the `step` of every choice, one further than in the step before. A row
+        without a token (-1) runs on with whatever token; nobody reads what it chooses.
+
+        A sequence may end, and its blocks be released and given to another, before a step of its that was launched
+        has run: steps run in the order of their launches, and with those of `run`.
+        Raises what `run` raises; the caches' content, and `after`, are then as they were."""
 
 
 def on_host(runner: Runner, output: Any) -> NDArray[np.float32]:
