@@ -86,29 +86,97 @@ def test_engines_choose_on_the_device_what_policies_choose(device: Device) -> No
             assert one.score == (same.score if same.score is None else pytest.approx(same.score, rel=1e-5))
 
 
+FORCED = {"forced_bos_token_id": 7, "forced_eos_token_id": [5, 6], "min_new_tokens": 4}
+RULED_OUT: dict[str, Any] = {
+    "suppress_tokens": [2, 11],
+    "begin_suppress_tokens": [1, 20],
+    "bad_words_ids": [[9], [3, 4], [5]],
+    "sequence_bias": [[[8], 1.5], [[4, 3], -2.0], [[9], 3.0]],
+}
+PENALISED = {"repetition_penalty": 1.3, "encoder_repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
 ON_DEVICE: list[dict[str, Any]] = [
     *CASES[:6],
     {"do_sample": True, "top_k": 0, "min_p": 0.2, "repetition_penalty": 1.3},
     {"do_sample": True, "top_k": 3, "num_return_sequences": 3, "repetition_penalty": 0.8},
     {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
+    *({**kind, **FORCED} for kind in ({}, {"do_sample": True}, {"num_beams": 4})),
+    *({**kind, **RULED_OUT} for kind in ({}, {"do_sample": True, "num_return_sequences": 3}, {"num_beams": 3})),
+    *({**kind, **PENALISED, "encoder_no_repeat_ngram_size": 3} for kind in ({}, {"do_sample": True}, {"num_beams": 3})),
+    {**FORCED, **RULED_OUT, **PENALISED, "num_beams": 4, "suppress_tokens": [6]},
+    {**RULED_OUT, **PENALISED, "suppress_tokens": list(range(23))},
 ]
 ON_HOST: list[tuple[dict[str, Any], str]] = [
-    ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+    ({"prefix_allowed_tokens_fn": lambda batch, ids: [1, 2, 5]}, "prefix_allowed_tokens_fn"),
     ({"do_sample": True, "typical_p": 0.5, "output_scores": True}, "typical_p, output_scores"),
-    ({"num_beams": 2, "repetition_penalty": 1.2}, "repetition_penalty"),
+    ({"num_beams": 2, "do_sample": True, "suppress_tokens": [4]}, "do_sample with num_beams"),
     ({"logits_processor": [lambda ids, scores: scores]}, "logits_processor"),
-    ({"prompt_lookup_num_tokens": 3}, "speculation"),
+    ({"prompt_lookup_num_tokens": 3, "logprobs": 2}, "logprobs"),
 ]
 
 
+@pytest.mark.parametrize("prompt", [(3, 4, 3), (1,)], ids=["three", "one"])
 @pytest.mark.parametrize("options", ON_DEVICE, ids=str)
-def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any]) -> None:
-    policy, other, runner = policy_of(options), policy_of(options), OnDevice(device)
+def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any], prompt: tuple[int, ...]) -> None:
+    policy, other, runner = (*(policy_of(options, prompt=prompt) for _ in range(2)), OnDevice(device))
     with Engine(runner) as engine:
         drive(engine, [policy], late=0)
     by_hand(other, DoubleRunner())
     assert outcome(policy) == outcome(other)
     assert runner.fetched == 0
+
+
+def test_searches_of_all_kinds_share_steps(device: Device) -> None:
+    policies, others = ([policy_of(options) for options in ON_DEVICE] for _ in range(2))
+    runner = OnDevice(device)
+    with Engine(runner) as engine:
+        drive(engine, policies)
+    for policy, other in zip(policies, others, strict=True):
+        by_hand(other, DoubleRunner())
+        assert outcome(policy) == outcome(other)
+    assert runner.fetched == 0
+
+
+SPECULATED: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 0.7, "bad_words_ids": [[9], [3, 4]], "min_new_tokens": 9},
+    {"do_sample": True, "top_k": 4, "temperature": 0.6},
+    {"do_sample": True, "top_k": 0, "top_p": 0.7, "num_return_sequences": 3, "no_repeat_ngram_size": 4},
+]
+
+
+class Cyclic(OnDevice):
+    """Says what it said three tokens before, mostly: so that proposals are right now and then."""
+
+    def logits(self, tokens: list[int]) -> Any:
+        row = super().logits(tokens)
+        row[tokens[-3] if len(tokens) % 5 and len(tokens) > 2 else 0] += 4.0
+        return row
+
+
+@pytest.mark.parametrize("options", SPECULATED, ids=str)
+def test_proposals_are_verified_on_the_device(device: Device, options: dict[str, Any]) -> None:
+    options = {"max_new_tokens": 40, "eos_token_id": [], **options}
+    policy, other = policy_of({"prompt_lookup_num_tokens": 3, **options}), policy_of(options)
+    runner = Cyclic(device)
+    with Engine(runner) as engine:
+        drive(engine, [policy], late=0)
+        assert engine.cache.blocks_in_use == 0
+    by_hand(other, runner)
+    assert outcome(policy) == outcome(other)
+    assert 0 < policy.accepted < policy.proposed
+    assert runner.fetched == 0
+
+
+@pytest.mark.parametrize("options", SPECULATED, ids=str)
+def test_damaged_rows_after_proposals_are_reported_when_they_are_read(device: Device, options: dict[str, Any]) -> None:
+    class Damaged(Cyclic):
+        def logits(self, tokens: list[int]) -> Any:
+            row = super().logits(tokens)
+            return np.full_like(row, np.nan) if len(tokens) == 23 else row
+
+    options = {"max_new_tokens": 40, "eos_token_id": [], **options}
+    with Engine(Damaged(device)) as engine, pytest.raises(NumericError, match="NaN at position 23"):
+        drive(engine, [policy_of({"prompt_lookup_num_tokens": 3, **options})], late=0)
 
 
 @pytest.mark.parametrize(("options", "why"), ON_HOST, ids=str)
