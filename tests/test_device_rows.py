@@ -15,6 +15,7 @@ from pyllm.decode.options import GenerationOptions
 from pyllm.decode.policy import Policy, make_policy
 from pyllm.devices.cuda_rows import Chooser, CudaRows
 from pyllm.engine.engine import Engine
+from pyllm.engine.speculation import Assistant
 from pyllm.errors import NumericError
 from pyllm.program.batch import Batch
 
@@ -165,6 +166,44 @@ def test_proposals_are_verified_on_the_device(device: Device, options: dict[str,
     assert outcome(policy) == outcome(other)
     assert 0 < policy.accepted < policy.proposed
     assert runner.fetched == 0
+
+
+def surprising(row: Any, tokens: list[int]) -> Any:
+    """What another model says, but now and then."""
+    row[tokens[-3] % len(row)] += 6.0
+    row[tokens[-1] % len(row)] += 8.0 * (len(tokens) % 4 == 0)
+    return row
+
+
+class Helper(OnDevice):
+    def logits(self, tokens: list[int]) -> Any:
+        return surprising(super().logits(tokens), tokens)
+
+
+class HelperOnHost(DoubleRunner):
+    def logits(self, tokens: list[int]) -> Any:
+        return surprising(super().logits(tokens), tokens)
+
+
+@pytest.mark.parametrize("width", [23, 22, 70])
+@pytest.mark.parametrize("options", SPECULATED[:2], ids=str)
+def test_assistants_choose_on_the_device(device: Device, options: dict[str, Any], width: int) -> None:
+    """Also one whose logits are fewer or more than the model's; it proposes what it does with logits on the host."""
+    options = {"max_new_tokens": 40, "eos_token_id": [], **options}
+    assisted = {"assistant_model": "known to the engine", "assistant_confidence_threshold": 0.3, **options}
+    there, here, other = policy_of(assisted), policy_of(assisted), policy_of(options)
+    runner, helper = Cyclic(device), Helper(device, width)
+    with Engine(runner, assistant=Assistant(helper, helper.new_cache(), 23)) as engine:
+        drive(engine, [there], late=0)
+        assert helper.caches[0].blocks_in_use == 0
+    assert runner.fetched == helper.fetched == 0
+    plain = HelperOnHost(width)
+    with Engine(runner, assistant=Assistant(plain, plain.new_cache(), 23)) as engine:
+        drive(engine, [here], late=0)
+    by_hand(other, runner)
+    assert outcome(there) == outcome(here) == outcome(other)
+    assert (there.proposed, there.accepted) == (here.proposed, here.accepted)
+    assert 0 < there.accepted < there.proposed
 
 
 @pytest.mark.parametrize("options", SPECULATED, ids=str)
