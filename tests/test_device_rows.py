@@ -15,6 +15,7 @@ from pyllm.decode.options import GenerationOptions
 from pyllm.decode.policy import Policy, make_policy
 from pyllm.devices.cuda_rows import Chooser, CudaRows
 from pyllm.engine.engine import Engine
+from pyllm.engine.speculation import Assistant
 from pyllm.errors import NumericError
 from pyllm.program.batch import Batch
 
@@ -86,29 +87,135 @@ def test_engines_choose_on_the_device_what_policies_choose(device: Device) -> No
             assert one.score == (same.score if same.score is None else pytest.approx(same.score, rel=1e-5))
 
 
+FORCED = {"forced_bos_token_id": 7, "forced_eos_token_id": [5, 6], "min_new_tokens": 4}
+RULED_OUT: dict[str, Any] = {
+    "suppress_tokens": [2, 11],
+    "begin_suppress_tokens": [1, 20],
+    "bad_words_ids": [[9], [3, 4], [5]],
+    "sequence_bias": [[[8], 1.5], [[4, 3], -2.0], [[9], 3.0]],
+}
+PENALISED = {"repetition_penalty": 1.3, "encoder_repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
 ON_DEVICE: list[dict[str, Any]] = [
     *CASES[:6],
     {"do_sample": True, "top_k": 0, "min_p": 0.2, "repetition_penalty": 1.3},
     {"do_sample": True, "top_k": 3, "num_return_sequences": 3, "repetition_penalty": 0.8},
     {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
+    *({**kind, **FORCED} for kind in ({}, {"do_sample": True}, {"num_beams": 4})),
+    *({**kind, **RULED_OUT} for kind in ({}, {"do_sample": True, "num_return_sequences": 3}, {"num_beams": 3})),
+    *({**kind, **PENALISED, "encoder_no_repeat_ngram_size": 3} for kind in ({}, {"do_sample": True}, {"num_beams": 3})),
+    {**FORCED, **RULED_OUT, **PENALISED, "num_beams": 4, "suppress_tokens": [6]},
+    {**RULED_OUT, **PENALISED, "suppress_tokens": list(range(23))},
 ]
 ON_HOST: list[tuple[dict[str, Any], str]] = [
-    ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+    ({"prefix_allowed_tokens_fn": lambda batch, ids: [1, 2, 5]}, "prefix_allowed_tokens_fn"),
     ({"do_sample": True, "typical_p": 0.5, "output_scores": True}, "typical_p, output_scores"),
-    ({"num_beams": 2, "repetition_penalty": 1.2}, "repetition_penalty"),
+    ({"num_beams": 2, "do_sample": True, "suppress_tokens": [4]}, "do_sample with num_beams"),
     ({"logits_processor": [lambda ids, scores: scores]}, "logits_processor"),
-    ({"prompt_lookup_num_tokens": 3}, "speculation"),
+    ({"prompt_lookup_num_tokens": 3, "logprobs": 2}, "logprobs"),
 ]
 
 
+@pytest.mark.parametrize("prompt", [(3, 4, 3), (1,)], ids=["three", "one"])
 @pytest.mark.parametrize("options", ON_DEVICE, ids=str)
-def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any]) -> None:
-    policy, other, runner = policy_of(options), policy_of(options), OnDevice(device)
+def test_no_logits_come_to_the_host(device: Device, options: dict[str, Any], prompt: tuple[int, ...]) -> None:
+    policy, other, runner = (*(policy_of(options, prompt=prompt) for _ in range(2)), OnDevice(device))
     with Engine(runner) as engine:
         drive(engine, [policy], late=0)
     by_hand(other, DoubleRunner())
     assert outcome(policy) == outcome(other)
     assert runner.fetched == 0
+
+
+def test_searches_of_all_kinds_share_steps(device: Device) -> None:
+    policies, others = ([policy_of(options) for options in ON_DEVICE] for _ in range(2))
+    runner = OnDevice(device)
+    with Engine(runner) as engine:
+        drive(engine, policies)
+    for policy, other in zip(policies, others, strict=True):
+        by_hand(other, DoubleRunner())
+        assert outcome(policy) == outcome(other)
+    assert runner.fetched == 0
+
+
+SPECULATED: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 0.7, "bad_words_ids": [[9], [3, 4]], "min_new_tokens": 9},
+    {"do_sample": True, "top_k": 4, "temperature": 0.6},
+    {"do_sample": True, "top_k": 0, "top_p": 0.7, "num_return_sequences": 3, "no_repeat_ngram_size": 4},
+]
+
+
+class Cyclic(OnDevice):
+    """Says what it said three tokens before, mostly: so that proposals are right now and then."""
+
+    def logits(self, tokens: list[int]) -> Any:
+        row = super().logits(tokens)
+        row[tokens[-3] if len(tokens) % 5 and len(tokens) > 2 else 0] += 4.0
+        return row
+
+
+@pytest.mark.parametrize("options", SPECULATED, ids=str)
+def test_proposals_are_verified_on_the_device(device: Device, options: dict[str, Any]) -> None:
+    options = {"max_new_tokens": 40, "eos_token_id": [], **options}
+    policy, other = policy_of({"prompt_lookup_num_tokens": 3, **options}), policy_of(options)
+    runner = Cyclic(device)
+    with Engine(runner) as engine:
+        drive(engine, [policy], late=0)
+        assert engine.cache.blocks_in_use == 0
+    by_hand(other, runner)
+    assert outcome(policy) == outcome(other)
+    assert 0 < policy.accepted < policy.proposed
+    assert runner.fetched == 0
+
+
+def surprising(row: Any, tokens: list[int]) -> Any:
+    """What another model says, but now and then."""
+    row[tokens[-3] % len(row)] += 6.0
+    row[tokens[-1] % len(row)] += 8.0 * (len(tokens) % 4 == 0)
+    return row
+
+
+class Helper(OnDevice):
+    def logits(self, tokens: list[int]) -> Any:
+        return surprising(super().logits(tokens), tokens)
+
+
+class HelperOnHost(DoubleRunner):
+    def logits(self, tokens: list[int]) -> Any:
+        return surprising(super().logits(tokens), tokens)
+
+
+@pytest.mark.parametrize("width", [23, 22, 70])
+@pytest.mark.parametrize("options", SPECULATED[:2], ids=str)
+def test_assistants_choose_on_the_device(device: Device, options: dict[str, Any], width: int) -> None:
+    """Also one whose logits are fewer or more than the model's; it proposes what it does with logits on the host."""
+    options = {"max_new_tokens": 40, "eos_token_id": [], **options}
+    assisted = {"assistant_model": "known to the engine", "assistant_confidence_threshold": 0.3, **options}
+    there, here, other = policy_of(assisted), policy_of(assisted), policy_of(options)
+    runner, helper = Cyclic(device), Helper(device, width)
+    with Engine(runner, assistant=Assistant(helper, helper.new_cache(), 23)) as engine:
+        drive(engine, [there], late=0)
+        assert helper.caches[0].blocks_in_use == 0
+    assert runner.fetched == helper.fetched == 0
+    plain = HelperOnHost(width)
+    with Engine(runner, assistant=Assistant(plain, plain.new_cache(), 23)) as engine:
+        drive(engine, [here], late=0)
+    by_hand(other, runner)
+    assert outcome(there) == outcome(here) == outcome(other)
+    assert (there.proposed, there.accepted) == (here.proposed, here.accepted)
+    assert 0 < there.accepted < there.proposed
+
+
+@pytest.mark.parametrize("options", SPECULATED, ids=str)
+def test_damaged_rows_after_proposals_are_reported_when_they_are_read(device: Device, options: dict[str, Any]) -> None:
+    class Damaged(Cyclic):
+        def logits(self, tokens: list[int]) -> Any:
+            row = super().logits(tokens)
+            return np.full_like(row, np.nan) if len(tokens) == 23 else row
+
+    options = {"max_new_tokens": 40, "eos_token_id": [], **options}
+    with Engine(Damaged(device)) as engine, pytest.raises(NumericError, match="NaN at position 23"):
+        drive(engine, [policy_of({"prompt_lookup_num_tokens": 3, **options})], late=0)
 
 
 @pytest.mark.parametrize(("options", "why"), ON_HOST, ids=str)

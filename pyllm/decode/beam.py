@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..program.batch import DeviceRows
+from ..program.batch import Best
 from . import _search
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Policy, Request
+from .policy import Advance, Hypothesis, Policy, Ranking, Request
 from .stopping import Stopping
 from .track import Stop, Track
 
@@ -51,6 +51,15 @@ def best_continuations(
     if found is not None and len(rows) < beams and _too_few(found, count):
         found = _search.best_continuations(np.repeat(rows, beams, axis=0), running, count, normalise)
     return None if found is None else [Continuation._make(one) for one in found]
+
+
+def merged(values: NDArray[np.float32], ids: NDArray[np.int32], running: list[float], count: int) -> list[Continuation]:
+    """The best of all rows' best [n, k], each row's best first (ids of -1: none): by score, then by row and id."""
+    scores = (values + np.array(running, np.float32)[:, None]).reshape(-1)
+    there = np.flatnonzero(ids.reshape(-1) >= 0)
+    order = there[np.argsort(-scores[there], kind="stable")[:count]]
+    found = scores[order].tolist(), (order // values.shape[1]).tolist(), ids.reshape(-1)[order].tolist()
+    return [Continuation(*one) for one in zip(*found, strict=True)]
 
 
 def _too_few(found: Sequence[tuple[float, int, int]], count: int) -> bool:
@@ -123,6 +132,7 @@ class BeamPolicy(ScoredPolicy):
         self._done: list[tuple[float, Track, Stop]] = []  # best first
         self._step = 0
         self._plain = not self._chain and not o.output_scores and not o.do_sample
+        self._is_told = self._chain.tells and not o.do_sample and not self._reads_logits
 
     def results(self) -> list[Hypothesis]:
         best = self._done[: self.options.num_return_sequences]
@@ -133,16 +143,21 @@ class BeamPolicy(ScoredPolicy):
         return 1.0 if self._plain else None
 
     @property
-    def ranked(self) -> int:
-        return self._count if self._plain and not self._keeps else 0
+    def ranking(self) -> Ranking | None:
+        if not self._is_told:
+            return None
+        changes = None if self._plain else [self._chain.changes(track.tokens) for track in self._live]
+        return Ranking(self._count, changes)
 
-    def rank(self, rows: DeviceRows) -> Advance:
-        found = rows.best_continuations(self._running[: len(rows)], self._count, True)
-        if found is None:
+    def rank(self, best: Best) -> Advance:
+        if np.isnan(best.sums).any():
             raise self._not_a_number()
-        if len(rows) < len(self._running) and _too_few(found, self._count):
-            return self.advance(rows.host())
-        return self._grow([Continuation._make(one) for one in found], len(rows))
+        rows, beams = len(best.sums), len(self._running)
+        values, ids = best.values[:, : self._count], best.ids[:, : self._count]
+        found = merged(values, ids, self._running[:rows], self._count)
+        if rows < beams and _too_few(found, self._count):  # as in best_continuations
+            found = merged(np.repeat(values, beams, axis=0), np.repeat(ids, beams, axis=0), self._running, self._count)
+        return self._grow(found, rows)
 
     def _advance(self, logits: NDArray[np.float32], blocks: NDArray[np.float32] | None = None) -> Advance:
         return self._grow(self._continuations(logits, blocks), len(logits))

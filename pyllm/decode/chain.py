@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from . import filters
+from .changes import Changes
 from .filters import Histories, Scores
 from .options import GenerationOptions
 from .policy import Request
 
 Filter = Callable[[Scores, Histories], Scores]
+Telling = Callable[[Changes, list[int]], None]
+
+
+class Rule(NamedTuple):
+    """A filter, and what tells the changes that it makes to the row after a history; None where they depend on it."""
+
+    apply: Filter
+    tell: Telling | None = None
 
 
 class FilterChain:
@@ -23,7 +34,6 @@ class FilterChain:
         """chosen: for group beams, the tokens that earlier groups chose in this step (a list the policy refills)."""
         options = request.options
         self._plain = _plain_filters(request, chosen)
-        self._repetition = options.repetition_penalty
         self._sampling = _sampling_filters(options) if options.do_sample else []
         self._last: list[Filter] = [lambda scores, _: filters.renormalize(scores)] if options.renormalize_logits else []
         unfused = options.top_h is not None or options.typical_p < 1 or 0 < options.epsilon_cutoff < 1
@@ -31,11 +41,19 @@ class FilterChain:
         self.sampling_fused = options.do_sample and not unfused
 
     @property
-    def penalty(self) -> float | None:
-        """The repetition penalty, 1 for none, if no other filter comes before sampling or in its place; else None."""
-        if len(self._plain) > (self._repetition != 1) or (self._sampling and not self.sampling_fused) or self._last:
-            return None
-        return self._repetition
+    def tells(self) -> bool:
+        """Whether nothing but `changes` comes before a choice by the likeliest or by the cuts of sampling_fused."""
+        if (self._sampling and not self.sampling_fused) or self._last:
+            return False
+        return all(rule.tell is not None for rule in self._plain)
+
+    def changes(self, history: list[int]) -> Changes:
+        """What the filters that do not belong to sampling do to the row after `history`; only where `tells`."""
+        changes = Changes()
+        for rule in self._plain:
+            assert rule.tell is not None
+            rule.tell(changes, history)
+        return changes
 
     @property
     def is_drawn_from_logits(self) -> bool:
@@ -47,62 +65,115 @@ class FilterChain:
 
     def apply(self, scores: Scores, histories: Histories) -> Scores:
         """All filters, in order. Overwrites `scores`; returns it or what a caller's processor returned."""
-        for one in (*self._plain, *self._sampling, *self._last):
+        for one in (*(rule.apply for rule in self._plain), *self._sampling, *self._last):
             scores = one(scores, histories)
         return scores
 
     def apply_plain(self, scores: Scores, histories: Histories) -> Scores:
         """The filters that do not belong to sampling."""
-        for one in self._plain:
-            scores = one(scores, histories)
+        for rule in self._plain:
+            scores = rule.apply(scores, histories)
         return scores
 
 
-def _plain_filters(request: Request, chosen: Sequence[int]) -> list[Filter]:
-    o, prompt_length = request.options, len(request.prompt_ids)
-    ends = tuple(token for token in o.eos_token_id if token < request.vocab_size)
-    least = o.min_length if o.min_new_tokens is None else prompt_length + o.min_new_tokens
-    words = tuple((word, float("-inf")) for word in o.bad_words_ids if word not in {(end,) for end in ends})
-    chain: list[Filter] = []
+def _plain_filters(request: Request, chosen: Sequence[int]) -> list[Rule]:
+    o = request.options
+    words = tuple((word, float("-inf")) for word in o.bad_words_ids if word not in {(end,) for end in o.eos_token_id})
+    rules: list[Rule] = []
     if o.sequence_bias:
-        chain.append(lambda s, h: filters.sequence_bias(s, h, o.sequence_bias))
+        rules.append(_bias(o.sequence_bias))
     if o.num_beam_groups > 1:
-        chain.append(lambda s, h: filters.diversity(s, chosen, o.diversity_penalty))
+        rules.append(Rule(lambda s, h: filters.diversity(s, chosen, o.diversity_penalty)))
+    rules += _repetition(request)
+    if words:
+        rules.append(_bias(words))
+    return rules + _by_length(request) + _last_rules(request)
+
+
+def _bias(biases: Sequence[tuple[tuple[int, ...], float]]) -> Rule:
+    apply = partial(filters.sequence_bias, biases=biases)
+    return Rule(apply, lambda changes, h: changes.add(filters.biases_after(h, biases)))
+
+
+def _repetition(request: Request) -> list[Rule]:
+    """What penalises or rules out tokens that were there before, in the text or in its source."""
+    o = request.options
     source = request.prompt_ids if request.source_ids is None else request.source_ids
-    if o.encoder_repetition_penalty != 1:
-        chain.append(lambda s, h: filters.encoder_repetition_penalty(s, source, o.encoder_repetition_penalty))
-    if o.repetition_penalty != 1:
-        chain.append(lambda s, h: filters.repetition_penalty(s, h, o.repetition_penalty))
-    if o.no_repeat_ngram_size > 0:
-        chain.append(lambda s, h: filters.no_repeat_ngram(s, h, o.no_repeat_ngram_size))
+    rules: list[Rule] = []
+    if (factor := o.encoder_repetition_penalty) != 1:
+        rules.append(
+            Rule(
+                lambda s, _: filters.encoder_repetition_penalty(s, source, factor),
+                lambda changes, _: changes.penalise(source, 1 / factor),
+            )
+        )
+    if (penalty := o.repetition_penalty) != 1:
+        apply: Filter = partial(filters.repetition_penalty, penalty=penalty)
+        rules.append(Rule(apply, lambda changes, h: changes.penalise(h, penalty)))
+    if (length := o.no_repeat_ngram_size) > 0:
+        apply = partial(filters.no_repeat_ngram, size=length)
+        rules.append(Rule(apply, lambda changes, h: changes.rule_out(filters.completions(h, length))))
     if (size := o.encoder_no_repeat_ngram_size) > 0:
         ngrams = filters.source_ngrams(source, size, request.vocab_size)
-        chain.append(lambda s, h: filters.encoder_no_repeat_ngram(s, h, ngrams, size))
-    if words:
-        chain.append(lambda s, h: filters.sequence_bias(s, h, words))
+        apply = partial(filters.encoder_no_repeat_ngram, ngrams=ngrams, size=size)
+        rules.append(Rule(apply, lambda changes, h: changes.rule_out(filters.source_completions(h, ngrams, size))))
+    return rules
+
+
+def _by_length(request: Request) -> list[Rule]:
+    """What is ruled out or forced at certain lengths, or by a caller's function."""
+    o, prompt_length, ends = request.options, len(request.prompt_ids), _ends(request)
+    least = o.min_length if o.min_new_tokens is None else prompt_length + o.min_new_tokens
+    rules: list[Rule] = []
     if ends and least > prompt_length:
-        chain.append(lambda s, h: filters.suppress(s, ends) if len(h[0]) < least else s)
+        rules.append(_suppress(ends, lambda length: length < least))
     if (allowed := o.prefix_allowed_tokens_fn) is not None:
-        chain.append(lambda s, h: filters.prefix_allowed(s, h, allowed, request.batch_id))
+        rules.append(Rule(partial(filters.prefix_allowed, allowed=allowed, batch_id=request.batch_id)))
     if o.forced_bos_token_id is not None and prompt_length == 1:
-        bos = (o.forced_bos_token_id,)
-        chain.append(lambda s, h: filters.force(s, bos) if len(h[0]) == 1 else s)
+        rules.append(_force((o.forced_bos_token_id,), 1))
     if o.forced_eos_token_id:
-        last = request.max_length - 1
-        chain.append(lambda s, h: filters.force(s, o.forced_eos_token_id) if len(h[0]) == last else s)
+        rules.append(_force(o.forced_eos_token_id, request.max_length - 1))
+    return rules
+
+
+def _last_rules(request: Request) -> list[Rule]:
+    """What transformers puts after all that is forced."""
+    o, prompt_length, ends = request.options, len(request.prompt_ids), _ends(request)
+    rules: list[Rule] = []
     if o.remove_invalid_values:
-        chain.append(lambda s, h: filters.remove_invalid(s))
+        rules.append(Rule(lambda s, _: filters.remove_invalid(s)))
     if o.exponential_decay_length_penalty is not None:
         start, factor = o.exponential_decay_length_penalty
         start += prompt_length
-        chain.append(lambda s, h: filters.exponential_decay(s, len(h[0]) - start, factor, ends))
+        rules.append(Rule(lambda s, h: filters.exponential_decay(s, len(h[0]) - start, factor, ends)))
     if o.suppress_tokens:
-        chain.append(lambda s, h: filters.suppress(s, o.suppress_tokens))
+        rules.append(_suppress(o.suppress_tokens, lambda _: True))
     if o.begin_suppress_tokens:
         begin = prompt_length + (prompt_length == 1 and o.forced_bos_token_id is not None)
-        chain.append(lambda s, h: filters.suppress(s, o.begin_suppress_tokens) if len(h[0]) == begin else s)
-    chain += [lambda s, h, f=function: filters.custom(s, h, f) for function in o.logits_processor]  # type: ignore[misc]
-    return chain
+        rules.append(_suppress(o.begin_suppress_tokens, lambda length: length == begin))
+    return rules + [Rule(partial(filters.custom, function=function)) for function in o.logits_processor]
+
+
+def _ends(request: Request) -> tuple[int, ...]:
+    return tuple(token for token in request.options.eos_token_id if token < request.vocab_size)
+
+
+def _suppress(tokens: Sequence[int], is_at: Callable[[int], bool]) -> Rule:
+    """Rules out tokens at the lengths of a history that are asked for."""
+
+    def tell(changes: Changes, history: list[int]) -> None:
+        if is_at(len(history)):
+            changes.rule_out(tokens)
+
+    return Rule(lambda s, h: filters.suppress(s, tokens) if is_at(len(h[0])) else s, tell)
+
+
+def _force(tokens: Sequence[int], length: int) -> Rule:
+    def tell(changes: Changes, history: list[int]) -> None:
+        if len(history) == length:
+            changes.leave(tokens)
+
+    return Rule(lambda s, h: filters.force(s, tokens) if len(h[0]) == length else s, tell)
 
 
 def _sampling_filters(o: GenerationOptions) -> list[Filter]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from . import _search
 from .chain import FilterChain
+from .changes import Changes
 from .policy import Policy
 from .sample import NO_CUTS, PROPOSED, Cuts
 
@@ -20,6 +21,11 @@ class Drafted(NamedTuple):
     token: int
     probability: float
     drawn_from: _search.Weights | None
+
+
+def likeliest(token: int, logit: float, total: float) -> Drafted:
+    """Of a row whose log-sum-exp is `total`."""
+    return Drafted(token, float(np.exp(logit - total)), None)
 
 
 class Drafting:
@@ -38,6 +44,11 @@ class Drafting:
         self._options = options
         self._policy = policy
 
+    def changes(self, tokens: list[int]) -> Changes | None:
+        """What is to be done to the row after `tokens` for its best token to be the one that `choose` takes; None where
+        there is more to it."""
+        return None if self._options.do_sample or not self._chain.tells else self._chain.changes(tokens)
+
     def choose(self, row: NDArray[np.float32], tokens: list[int], sequence: int) -> Drafted | None:
         """The token after `tokens` (proposed ones included) from the assistant's logits [1, V], which are overwritten.
         sequence: the index of the returned sequence. None where the assistant has nothing to propose (NaN)."""
@@ -48,7 +59,7 @@ class Drafting:
             if token < 0:
                 return None
             total = _search.log_sum_exp(scores[0]) if o.assistant_confidence_threshold > 0 else float(scores[0, token])
-            return Drafted(token, float(np.exp(float(scores[0, token]) - total)), None)
+            return likeliest(token, float(scores[0, token]), total)
         cuts: Cuts = (o.temperature, o.top_k, o.top_p, o.min_p or 0.0)
         if self._chain.sampling_fused:
             scores = self._chain.apply_plain(row, [tokens])

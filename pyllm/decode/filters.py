@@ -40,7 +40,7 @@ def encoder_repetition_penalty(scores: Scores, source: Sequence[int], penalty: f
 def no_repeat_ngram(scores: Scores, histories: Histories, size: int) -> Scores:
     """Rules out each token that would complete an n-gram of `size` tokens that occurred already."""
     for row, history in zip(scores, histories, strict=True):
-        banned = _completions(list(history), size)
+        banned = completions(list(history), size)
         if banned:
             row[banned] = _NEVER
     return scores
@@ -61,12 +61,17 @@ def encoder_no_repeat_ngram(
     """Rules out each token that would complete an n-gram of the source, whose `ngrams` are given
     (EncoderNoRepeatNGramLogitsProcessor)."""
     for row, history in zip(scores, histories, strict=True):
-        if len(history) >= size - 1 and (banned := ngrams.get(tuple(history[len(history) + 1 - size :]))):
+        if banned := source_completions(history, ngrams, size):
             row[banned] = _NEVER
     return scores
 
 
-def _completions(history: list[int], size: int) -> list[int]:
+def source_completions(history: Sequence[int], ngrams: Mapping[tuple[int, ...], list[int]], size: int) -> list[int]:
+    """Tokens that followed the last size - 1 tokens in the source."""
+    return ngrams.get(tuple(history[len(history) + 1 - size :]), []) if len(history) >= size - 1 else []
+
+
+def completions(history: list[int], size: int) -> list[int]:
     """Tokens that followed an earlier occurrence of the last size - 1 tokens."""
     if len(history) < size:
         return []
@@ -89,14 +94,20 @@ def sequence_bias(scores: Scores, histories: Histories, biases: Sequence[tuple[t
     """Adds a bias to the last token of each sequence whose other tokens the history ends with; biases of several such
     sequences add up. `bad_words_ids` are biases of -inf (NoBadWordsLogitsProcessor)."""
     for row, history in zip(scores, histories, strict=True):
-        total: dict[int, np.float32] = {}
-        for tokens, bias in biases:
-            before = len(tokens) - 1
-            if before == 0 or (before <= len(history) and tuple(history[-before:]) == tokens[:-1]):
-                total[tokens[-1]] = total.get(tokens[-1], np.float32(0)) + np.float32(bias)
+        total = biases_after(history, biases)
         if total:
             row[list(total)] += np.fromiter(total.values(), np.float32)
     return scores
+
+
+def biases_after(history: Sequence[int], biases: Sequence[tuple[tuple[int, ...], float]]) -> dict[int, np.float32]:
+    """What sequence_bias adds to which tokens."""
+    total: dict[int, np.float32] = {}
+    for tokens, bias in biases:
+        before = len(tokens) - 1
+        if before == 0 or (before <= len(history) and tuple(history[-before:]) == tokens[:-1]):
+            total[tokens[-1]] = total.get(tokens[-1], np.float32(0)) + np.float32(bias)
+    return total
 
 
 def suppress(scores: Scores, tokens: Sequence[int]) -> Scores:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..program.batch import DeviceRows
 from . import _search
 from .chain import FilterChain
 from .policy import Advance, Choice, Hypothesis, Policy, Proposal, Request, Verified
@@ -23,6 +24,7 @@ class GreedyPolicy(Policy):
         self._stopping = Stopping(request)
         self._counts = request.options.output_scores or request.options.return_alternatives
         self._scale = None if self._chain or self._counts else 0.0
+        self._is_told = self._chain.tells and not self._counts and not self._reads_logits
         self._result: list[Hypothesis] = []
 
     def results(self) -> list[Hypothesis]:
@@ -44,10 +46,16 @@ class GreedyPolicy(Policy):
 
     @property
     def choice(self) -> Choice | None:
-        penalty = self._chain.penalty
-        if penalty is None or self._counts or self._keeps:
-            return None
-        return Choice(None, [0], penalty=penalty, histories=[self._live[0].tokens])
+        return self._choice([]) if self._is_told else None
+
+    def verify_choice(self, proposals: Sequence[Proposal]) -> Choice | None:
+        return self._choice(proposals[0].tokens) if self._is_told else None
+
+    def _choice(self, proposed: list[int]) -> Choice:
+        """Of the next token and those after the proposed ones."""
+        tokens, rows = self._live[0].tokens, range(len(proposed) + 1)
+        changes = [self._chain.changes([*tokens, *proposed[:i]]) for i in rows] if self._chain else []
+        return Choice(None, [0] * len(rows), [0] * len(rows), changes)
 
     def take(self, tokens: list[int]) -> Advance:
         (token,) = tokens
@@ -83,9 +91,18 @@ class GreedyPolicy(Policy):
         return Advance([0], [token])
 
     def _verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
+        return self._checked((self.advance(row[None]) for row in logits), proposals)
+
+    def _take_verified(self, tokens: list[int], proposals: Sequence[Proposal], rows: DeviceRows) -> Verified:
+        def step(i: int, token: int) -> Advance:
+            return self._grow(token) if token >= 0 else self.advance(rows[i : i + 1].host())
+
+        return self._checked((step(i, token) for i, token in enumerate(tokens)), proposals)
+
+    def _checked(self, steps: Iterator[Advance], proposals: Sequence[Proposal]) -> Verified:
+        """Takes steps as long as they choose what was proposed, and one more."""
         grown = 0
-        for row, proposed in zip(logits, [*proposals[0].tokens, -1], strict=True):
-            step = self.advance(row[None])
+        for step, proposed in zip(steps, [*proposals[0].tokens, -1], strict=False):
             grown += 1
             if step.tokens != [proposed]:
                 break

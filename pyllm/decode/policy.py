@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidOptionError, NumericError, PromptError
-from ..program.batch import DeviceRows
+from ..program.batch import Best, DeviceRows
 from . import _search
+from .changes import Changes
 from .options import GenerationOptions
 from .track import Distribution, Kept, Stop, Track, hypothesis, keeps_anything
 from .track import Hypothesis as Hypothesis  # the other half of the interface
@@ -28,14 +29,10 @@ Decode = Callable[[list[int]], str]
 
 # Options for which a search reads the logits itself where a device could choose, if they differ from their defaults.
 _READ_LOGITS = (
-    *("min_length", "min_new_tokens", "num_beam_groups", "coverage_penalty", "return_alternatives", "top_h"),
-    *("typical_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "encoder_repetition_penalty"),
-    *("encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
-    *("forced_bos_token_id", "forced_eos_token_id", "sequence_bias", "exponential_decay_length_penalty"),
-    *("remove_invalid_values", "renormalize_logits", "logits_processor", "prefix_allowed_tokens_fn"),
-    *("output_scores", "output_logits", "logprobs", "output_cross_attentions"),
+    *("num_beam_groups", "return_alternatives", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits"),
+    *("logits_processor", "prefix_allowed_tokens_fn", "output_scores", "output_logits", "logprobs"),
 )
-_READ_BY_BEAMS = ("do_sample", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,25 @@ class Choice(NamedTuple):
 
     cuts        temperature, top-k, top-p, min-p; None: the most likely token
     sequences   of each token its sequence's number, for the random numbers of (seed, seed_index, sequence, step)
-    penalty     repetition penalty to be applied first, on `histories`, one a row; 1: none
+    steps       of each token
+    changes     of each row, to be made first
     """
 
     cuts: tuple[float, int, float, float] | None
     sequences: list[int]
+    steps: list[int]
+    changes: Sequence[Changes]
     seed: int = 0
     seed_index: int = 0
-    step: int = 0
-    penalty: float = 1.0
-    histories: Sequence[list[int]] = ()
+
+
+class Ranking(NamedTuple):
+    """How many continuations of each live sequence `Policy.rank` needs, of rows of logits that became
+    log-probabilities and were changed then. changes None: there are none; then logits are ranked, as log-probabilities.
+    """
+
+    continuations: int
+    changes: Sequence[Changes] | None
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,7 @@ class Policy(ABC):
         o = request.options
         self.needs_attention = o.output_cross_attentions or (o.coverage_penalty != 0 and o.num_beams > 1)
         self._keeps = keeps_anything(o, self.needs_attention)
+        self._reads_logits = o.output_scores or o.output_logits or o.logprobs is not None
         self._live = [Track(list(request.prompt_ids), kept=Kept() if self._keeps else None)]
         self._steps: list[NDArray[np.float32]] = []  # filtered scores of each step, for stopping criteria
 
@@ -194,20 +201,30 @@ class Policy(ABC):
         raise RuntimeError("[policy] this search chooses by itself")
 
     @property
-    def ranked(self) -> int:
-        """How many continuations `rank` needs of a device's rows; 0: it needs the logits themselves."""
-        return 0
+    def ranking(self) -> Ranking | None:
+        """What `rank` needs of a device's rows; None: it needs the logits themselves."""
+        return None
 
-    def rank(self, rows: DeviceRows) -> Advance:
-        """Takes one step with continuations that a device ranks."""
+    def rank(self, best: Best) -> Advance:
+        """Takes one step with continuations that a device has ranked, as `ranking` says."""
         raise RuntimeError("[policy] this search ranks by itself")
+
+    def verify_choice(self, proposals: Sequence[Proposal]) -> Choice | None:
+        """How a device can make the choices of `verify`, one for each row, for `take_verified`."""
+        return None
+
+    def take_verified(self, tokens: list[int], proposals: Sequence[Proposal], rows: DeviceRows) -> Verified:
+        """`verify` with what was chosen elsewhere; -1 of a row without a choice, whose logits are then read."""
+        step = self._take_verified(tokens, proposals, rows)
+        return self._counted(step, proposals)
 
     @property
     def needs_logits(self) -> str:
         """Names of the options for which the logits are read."""
-        names = (*_READ_LOGITS, *(_READ_BY_BEAMS if self.options.num_beams > 1 else ()))
-        fields = GenerationOptions.__dataclass_fields__
-        given = [name for name in names if getattr(self.options, name) != fields[name].default]
+        o, fields = self.options, GenerationOptions.__dataclass_fields__
+        given = [name for name in _READ_LOGITS if getattr(o, name) != fields[name].default]
+        if o.do_sample and (o.num_beams > 1 or o.assistant_model is not None):
+            given.append("do_sample with " + ("num_beams" if o.num_beams > 1 else "assistant_model"))
         return ", ".join(given) or "a large vocabulary or many beams"
 
     def verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
@@ -220,7 +237,9 @@ class Policy(ABC):
         """
         if self.finished or len(logits) != sum(len(one.tokens) + 1 for one in proposals):
             raise RuntimeError(f"[policy] verify got {len(logits)} rows, or the group has finished")
-        step = self._verify(logits, proposals)
+        return self._counted(self._verify(logits, proposals), proposals)
+
+    def _counted(self, step: Verified, proposals: Sequence[Proposal]) -> Verified:
         self.checked += len(proposals)
         self.proposed += sum(len(one.tokens) for one in proposals)
         self.accepted += sum(step.grown) - len(proposals)
@@ -264,6 +283,9 @@ class Policy(ABC):
 
     def _verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
         raise ValueError("[policy] this search takes no proposals; use num_beams=1")
+
+    def _take_verified(self, tokens: list[int], proposals: Sequence[Proposal], rows: DeviceRows) -> Verified:
+        raise RuntimeError("[policy] this search verifies by itself")
 
     @abstractmethod
     def _stop(self, reason: str) -> None:

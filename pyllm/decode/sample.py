@@ -7,12 +7,13 @@ draws are not. Tokens that something cheaper proposes leave the distribution as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NumericError
+from ..program.batch import DeviceRows
 from . import _search
 from .chain import FilterChain
 from .policy import Advance, Choice, Hypothesis, Policy, Proposal, Request, Verified
@@ -20,6 +21,9 @@ from .stopping import Stopping
 from .track import Stop, Track
 
 Cuts = tuple[float, int, float, float]  # temperature, top-k, top-p, min-p
+Draw = Callable[
+    [int, int, int, "_search.Weights | None"], int
+]  # live sequence, row, proposed token, drawn from -> token
 
 NO_CUTS: Cuts = (1.0, 0, 1.0, 0.0)
 STAYS, PROPOSED = 1, 2  # numbers of a step beside the one a token is drawn with: whether a proposed one stays; for it
@@ -39,6 +43,7 @@ class SamplePolicy(Policy):
         self._step = 0
         o = request.options
         self._cuts: Cuts = (o.temperature, o.top_k, o.top_p, o.min_p or 0.0)
+        self._is_told = self._chain.tells and not self._reads_logits
         self._scale = None  # of the sums that a draw reads, 0 where it reads none
         if self._chain.is_drawn_from_logits and not o.output_scores:
             self._scale = 0.0 if 0 < o.top_k < request.vocab_size else 1 / o.temperature
@@ -67,13 +72,25 @@ class SamplePolicy(Policy):
 
     @property
     def choice(self) -> Choice | None:
-        penalty = self._chain.penalty
-        if penalty is None or self.options.output_scores or self._keeps:
+        if not self._is_told:
             return None
         sequences = self._index if self._step else list(range(len(self._tracks)))
         step = len(self._live[0].tokens) - self.prompt_length
-        histories = [track.tokens for track in self._live]
-        return Choice(self._cuts, sequences, self.seed, self.request.seed_index, step, penalty, histories)
+        return self._choice([track.tokens for track in self._live], sequences, [step] * len(sequences))
+
+    def verify_choice(self, proposals: Sequence[Proposal]) -> Choice | None:
+        if not self._is_told or any(proposal.drawn_from for proposal in proposals):
+            return None
+        histories: list[list[int]] = []
+        sequences: list[int] = []
+        for track, sequence, proposal in zip(self._live, self._index, proposals, strict=True):
+            histories += [track.tokens + proposal.tokens[:i] for i in range(len(proposal.tokens) + 1)]
+            sequences += [sequence] * (len(proposal.tokens) + 1)
+        return self._choice(histories, sequences, [len(history) - self.prompt_length for history in histories])
+
+    def _choice(self, histories: list[list[int]], sequences: list[int], steps: list[int]) -> Choice:
+        changes = [] if self._chain.is_drawn_from_logits else [self._chain.changes(history) for history in histories]
+        return Choice(self._cuts, sequences, steps, changes, self.seed, self.request.seed_index)
 
     def take(self, tokens: list[int]) -> Advance:
         if self._step == 0:
@@ -148,14 +165,31 @@ class SamplePolicy(Policy):
         return [stop or over for stop in stops]
 
     def _verify(self, logits: NDArray[np.float32], proposals: Sequence[Proposal]) -> Verified:
+        def draw(i: int, row: int, proposed: int, drawn_from: _search.Weights | None) -> int:
+            one = logits[row : row + 1]
+            if self._keeps:
+                self._keep_before(one, [self._live[i]])
+            return self._draw_one(i, one, proposed, drawn_from)
+
+        return self._checked(draw, proposals)
+
+    def _take_verified(self, tokens: list[int], proposals: Sequence[Proposal], rows: DeviceRows) -> Verified:
+        def draw(i: int, row: int, proposed: int, drawn_from: _search.Weights | None) -> int:
+            if tokens[row] < 0:  # an error, for all that is known
+                return self._draw_one(i, rows[row : row + 1].host(), proposed, drawn_from)
+            return tokens[row]
+
+        return self._checked(draw, proposals)
+
+    def _checked(self, draw: Draw, proposals: Sequence[Proposal]) -> Verified:
         """Each sequence goes as far as it gets; from here on their lengths differ."""
         grown: list[int] = []
         going: list[int] = []
-        at = 0
+        row = 0
         for i, proposal in enumerate(proposals):
             before = len(self._live[i].tokens)
-            stop = self._take(i, logits[at : at + len(proposal.tokens) + 1], proposal)
-            at += len(proposal.tokens) + 1
+            stop = self._take(i, row, draw, proposal)
+            row += len(proposal.tokens) + 1
             grown.append(len(self._live[i].tokens) - before)
             if stop is None:
                 going.append(i)
@@ -165,15 +199,13 @@ class SamplePolicy(Policy):
         self.finished = not going
         return Verified(going, [track.tokens[-1] for track in self._live], grown)
 
-    def _take(self, i: int, rows: NDArray[np.float32], proposal: Proposal) -> Stop | None:
-        """Grows live sequence i by the proposed tokens that hold and one more, and says whether it has ended."""
+    def _take(self, i: int, row: int, draw: Draw, proposal: Proposal) -> Stop | None:
+        """Grows live sequence i, whose rows begin at `row`, by the proposed tokens that hold and one more, and says
+        whether it has ended."""
         track = self._live[i]
         for j, proposed in enumerate([*proposal.tokens, -1]):
-            row = rows[j : j + 1]
-            if self._keeps:
-                self._keep_before(row, [track])
             drawn_from = proposal.drawn_from[j] if proposal.drawn_from and proposed >= 0 else None
-            token = self._draw_one(i, row, proposed, drawn_from)
+            token = draw(i, row + j, proposed, drawn_from)
             track.take(token)
             stop = self._stopping.at_end_token(token)
             if stop is None and self._stopping.reads_text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceError
-from ..program.batch import CHOICE, CUT
+from ..program.batch import CHOICE, CUT, Best, Edit
 
 
 class Memory(Protocol):
@@ -40,7 +40,7 @@ class Chooser:
         self._xp, self._index = xp, index
         self._lock = threading.Lock()
         self._buffers: dict[str, Any] = {}
-        self._sent = b""  # the choices that are on the device
+        self._sent: dict[str, bytes] = {}  # what the buffers hold
 
     def rows(self, output: Any) -> CudaRows:
         """DeviceRows of a runner's output, float32 [R, n]. It is valid as long as the output is."""
@@ -58,27 +58,23 @@ class Chooser:
         held = self._buffers.get(what)
         if held is None or held.nbytes < count:
             self._buffers.pop(what, None)
+            self._sent.pop(what, None)
             held = self._buffers[what] = self.memory.bytes("choices", count + min(count, 1 << 20))
         return held
 
     def upload(self, what: str, array: NDArray[Any]) -> int:
-        """The address of a copy."""
+        """The address of a copy; nothing is copied that is there already, as in a steady decode."""
+        content = array.tobytes()
         held = self.buffer(what, array.nbytes)
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        if self.module.emulated:
-            held[: len(flat)] = flat
-        else:  # in order with the kernels
-            held[: len(flat)].set(flat, stream=self._xp.cuda.get_current_stream())
+        if content != self._sent.get(what):
+            self._sent.pop(what, None)
+            flat = np.frombuffer(content, np.uint8)
+            if self.module.emulated:
+                held[: len(flat)] = flat
+            else:  # in order with the kernels
+                held[: len(flat)].set(flat, stream=self._xp.cuda.get_current_stream())
+            self._sent[what] = content
         return self.memory.address(held)
-
-    def upload_choices(self, choices: NDArray[Any]) -> int:
-        """The same, unless they are there already, as in a steady greedy decode."""
-        content = choices.tobytes()
-        if content != self._sent:
-            self._sent = b""
-            self.upload("choices", choices)
-            self._sent = content
-        return self.memory.address(self._buffers["choices"])
 
 
 class CudaRows:
@@ -130,6 +126,37 @@ class CudaRows:
             starts, sizes, factors, ids = (first + 4 * count * i for i in range(4))
             chooser.module.penalise(self._view(), count, self.shape[1], ids, starts, sizes, factors, stream=stream)
 
+    def edit(self, rows: list[int], edits: Sequence[Edit]) -> None:
+        count, columns, chooser = len(self), self.shape[1], self._chooser
+        entries = np.zeros((3, count), np.int32)  # offsets, lengths, fills
+        known: dict[tuple[Any, ...], tuple[int, int]] = {}  # most rows have the same
+        ids: list[int] = []
+        values: list[float] = []
+        for row, one in zip(rows, edits, strict=True):
+            key = one.only, tuple(one.added.items()), tuple(one.ruled_out)
+            if key not in known:
+                own = _entries(one, columns)
+                known[key] = len(ids), len(own[0])
+                ids += own[0]
+                values += own[1]
+            entries[:, row] = *known[key], one.only is not None
+        of_ids = np.array(ids, np.int32), np.array(values, np.float32).view(np.int32)
+        parts = np.concatenate([entries.reshape(-1), *of_ids])
+        with chooser.turn() as stream:
+            first = chooser.upload("edits", parts)
+            starts, sizes, fills, at = (first + 4 * count * i for i in range(4))
+            where = at, at + 4 * len(ids), starts, sizes, fills
+            chooser.module.edit(self._view(), count, columns, *where, any_fills=bool(entries[2].any()), stream=stream)
+
+    def log_softmax(self, rows: list[int]) -> None:
+        count, columns, chooser = len(self), self.shape[1], self._chooser
+        wanted = np.zeros(count, np.int32)
+        wanted[rows] = 1
+        with chooser.turn() as stream:
+            workspace = chooser.buffer("workspace", chooser.module.log_softmax_workspace(count, columns))
+            at = chooser.upload("wanted", wanted), chooser.memory.address(workspace)
+            chooser.module.log_softmax(self._view(), count, columns, *at, stream=stream)
+
     def choose(self, choices: NDArray[Any], cuts: int = CUT) -> NDArray[np.int32]:
         count, columns, chooser = len(choices), self.shape[1], self._chooser
         if count == 0:
@@ -137,13 +164,11 @@ class CudaRows:
         with chooser.turn() as stream:
             tokens = chooser.buffer("tokens", 4 * count)
             workspace = chooser.buffer("workspace", chooser.module.choose_workspace(count, columns))
-            at = chooser.upload_choices(choices), *(chooser.memory.address(array) for array in (tokens, workspace))
+            at = chooser.upload("choices", choices), *(chooser.memory.address(array) for array in (tokens, workspace))
             chooser.module.choose(self._view(count), count, columns, *at, cuts=cuts, stream=stream)
             return _to_host(tokens[: 4 * count]).view(np.int32)
 
-    def best_continuations(
-        self, running: list[float], count: int, normalise: bool
-    ) -> list[tuple[float, int, int]] | None:
+    def best(self, count: int, normalised: bool) -> Best:
         rows, columns, chooser = len(self), self.shape[1], self._chooser
         size = 4 * rows * count
         with chooser.turn() as stream:
@@ -151,11 +176,10 @@ class CudaRows:
             workspace = chooser.buffer("workspace", chooser.module.top_workspace(rows, columns, count))
             first = chooser.memory.address(held)
             at = first, first + size, first + 2 * size, chooser.memory.address(workspace)
-            chooser.module.top(self._view(), rows, columns, count, normalise, *at, stream=stream)
+            chooser.module.top(self._view(), rows, columns, count, normalised, *at, stream=stream)
             found = _to_host(held[: 2 * size + 4 * rows])
-        values, sums = found[:size].view(np.float32).reshape(rows, count), found[2 * size :].view(np.float32)
-        ids = found[size : 2 * size].view(np.int32).reshape(rows, count)
-        return None if np.isnan(sums).any() else _merged(values, ids, running, count)
+        values, ids = found[:size].view(np.float32), found[size : 2 * size].view(np.int32)
+        return Best(values.reshape(rows, count), ids.reshape(rows, count), found[2 * size :].view(np.float32))
 
     @property
     def _is_aligned(self) -> bool:
@@ -173,15 +197,12 @@ class CudaRows:
         return self._address, 0 if len(self) == 1 and count > 1 else ld, "float32"
 
 
-def _merged(
-    values: NDArray[np.float32], ids: NDArray[np.int32], running: list[float], count: int
-) -> list[tuple[float, int, int]]:
-    """The best of all rows' best, each row's best first: by score, then by row and id."""
-    scores = (values + np.array(running, np.float32)[:, None]).reshape(-1)
-    there = np.flatnonzero(ids.reshape(-1) >= 0)
-    order = there[np.argsort(-scores[there], kind="stable")[:count]]
-    columns = values.shape[1]
-    return list(zip(scores[order].tolist(), (order // columns).tolist(), ids.reshape(-1)[order].tolist(), strict=True))
+def _entries(edit: Edit, columns: int) -> tuple[list[int], list[float]]:
+    """What cuda/launch.h, Edits, takes of one row."""
+    ruled_out = [~token for token in edit.ruled_out if token < columns]
+    left = [~token for token in edit.only or () if ~token not in ruled_out]
+    ids = [*edit.added, *left, *ruled_out]
+    return ids, [*edit.added.values(), *[0.0] * len(left), *[-np.inf] * len(ruled_out)]
 
 
 def _to_host(array: Any) -> NDArray[Any]:

@@ -147,8 +147,12 @@ class Engine:
             step = self._choosing.advance_group(group, row, rows)
             rows = self._fetched(group, rows) if step is None else rows
         if isinstance(rows, np.ndarray):
-            blocks = self._choosing.blocks(group, row)
-            step = self._verify(group, guesses, rows) if guesses else group.policy.advance(rows, blocks)
+            if guesses:
+                step = group.policy.verify(rows, [guess.proposal for guess in guesses])
+            else:
+                step = group.policy.advance(rows, self._choosing.blocks(group, row))
+        if isinstance(step, Verified):
+            self._shorten(group, guesses or (), step.grown)
         assert step is not None
         group.tokens = step.tokens
         if not step.tokens:
@@ -167,20 +171,18 @@ class Engine:
 
     def _fetched(self, group: Group, rows: DeviceRows) -> NDArray[np.float32]:
         """Logits that a device can't choose from by itself; why is logged once."""
-        why = "speculation" if group.guesses is not None else group.policy.needs_logits
+        why = group.policy.needs_logits
         if why not in self._told:
             self._told.add(why)
             logging.getLogger("pyllm").debug("logits come from the device to the host: %s", why)
         return rows.host()
 
-    def _verify(self, group: Group, guesses: list[Lookup | Draft], rows: NDArray[np.float32]) -> Verified:
-        """A step of a group whose sequences ran proposals: what they were wrong about leaves the cache."""
-        step = group.policy.verify(rows, [guess.proposal for guess in guesses])
-        for slot, guess, grown in zip(group.slots, guesses, step.grown, strict=True):
-            self._sequences.shorten(slot, 1 + len(guess.proposal.tokens) - grown)
+    def _shorten(self, group: Group, guesses: Sequence[Lookup | Draft], grown: Sequence[int]) -> None:
+        """What sequences that ran proposals were wrong about leaves the cache."""
+        for slot, guess, count in zip(group.slots, guesses, grown, strict=True):
+            self._sequences.shorten(slot, 1 + len(guess.proposal.tokens) - count)
             if isinstance(guess, Draft) and self._assistant is not None:
-                self._assistant.settle(guess, grown)
-        return step
+                self._assistant.settle(guess, count)
 
     def _guess(self, policy: Policy, sequence: int) -> Lookup | Draft:
         """Who proposes tokens to the returned sequence of this index."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode import _search
-from ..decode.policy import Advance, Choice, Policy
-from ..program.batch import CHOICE, CUT, CUT_BY_K, UNCUT, DeviceRows, Runner, Summary
+from ..decode import _search, changes
+from ..decode.policy import Advance, Choice, Policy, Ranking
+from ..program.batch import CHOICE, CUT, CUT_BY_K, UNCUT, Best, DeviceRows, Runner, Summary
 from ..program.program import Linear, Program
 from .sources import Source
 from .speculation import Draft, Lookup
@@ -45,6 +45,7 @@ class Choosing:
     summary   to be filled by the step; None when everybody reads all logits anyway
     lanes     from `join` on, what chooses for `members`, while `others` advance by themselves; each with its first row
     chosen    what a device has chosen of this step's rows (`choose`): of each row, and of groups by their first row
+    best      what it has ranked, of groups by their first row
     """
 
     def __init__(self, groups: Sequence[Group], summarises: bool) -> None:
@@ -54,6 +55,7 @@ class Choosing:
         self.members: list[tuple[Group, int]] = []
         self.others: list[tuple[Group, int]] = []
         self.chosen: tuple[NDArray[np.int32], dict[int, list[int]]] | None = None
+        self.best: dict[int, Best] = {}
         self._choices = np.zeros(0, CHOICE)
         self.summary: Summary | None = None
         scales = [group.policy.summary_scale if group.guesses is None else None for group in groups]
@@ -113,19 +115,17 @@ class Choosing:
         return ended
 
     def choose(self, rows: DeviceRows) -> None:
-        """Has a device choose wherever a choice from its rows is all that there is to a step."""
+        """Has a device choose, and rank continuations, wherever nothing but that is left to be done with its rows."""
         if len(self._choices) != len(rows):
             self._choices = np.zeros(len(rows), CHOICE)
         every, width = self._choices, rows.shape[1]
-        wanted: list[tuple[Group, int, Choice]] = []
         cuts = UNCUT
         if self.lanes is not None:
             cuts = self.lanes.choices(every.view(np.uint8), width)
-        for group, row in self._by_row() if self.lanes is None else self.others:
-            choice = group.policy.choice if group.guesses is None and rows.can_choose else None
-            if choice is not None:
-                wanted.append((group, row, choice))
-        self._penalise(rows, wanted)
+        wanted, ranking = self._wanted(rows)
+        rows_of = [(row, one.changes) for _, row, one in wanted]
+        rows_of += [(row, one.changes) for _, row, one in ranking if one.changes is not None]
+        changes.make(rows, [(row + i, one) for row, of_rows in rows_of for i, one in enumerate(of_rows)])
         chosen: dict[int, list[int]] = {}
         for group, row, choice in wanted:
             if len(choice.sequences) == group.rows:
@@ -139,16 +139,43 @@ class Choosing:
             if row not in chosen:
                 chosen[row] = tokens[row : row + group.rows].tolist()
         self.chosen = tokens, chosen
+        self.best = self._ranked(rows, [one for one in ranking if one[2].changes is None])
+        self.best |= self._ranked(rows, [one for one in ranking if one[2].changes is not None])
+
+    def _wanted(self, rows: DeviceRows) -> tuple[list[tuple[Group, int, Choice]], list[tuple[Group, int, Ranking]]]:
+        """Who has the device choose, and who has it rank; the rows of the latter become log-probabilities if they are
+        to be changed."""
+        wanted: list[tuple[Group, int, Choice]] = []
+        ranking: list[tuple[Group, int, Ranking]] = []
+        for group, row in (self._by_row() if self.lanes is None else self.others) if rows.can_choose else ():
+            policy, proposals = group.policy, [guess.proposal for guess in group.guesses or ()]
+            if (choice := policy.verify_choice(proposals) if proposals else policy.choice) is not None:
+                wanted.append((group, row, choice))
+            elif (asked := policy.ranking) is not None and rows.can_rank(asked.continuations):
+                ranking.append((group, row, asked))
+        normalised = [row + i for group, row, one in ranking if one.changes is not None for i in range(group.rows)]
+        if normalised:
+            rows.log_softmax(normalised)
+        return wanted, ranking
+
+    def _ranked(self, rows: DeviceRows, ranking: Sequence[tuple[Group, int, Ranking]]) -> dict[int, Best]:
+        """What was asked for, by groups' first rows. One launch takes all from the first to the last."""
+        if not ranking:
+            return {}
+        first, last = ranking[0][1], ranking[-1][1] + ranking[-1][0].rows
+        best = rows[first:last].best(max(one.continuations for _, _, one in ranking), ranking[0][2].changes is None)
+        pieces = [(row, slice(row - first, row - first + group.rows)) for group, row, _ in ranking]
+        return {row: Best(best.values[at], best.ids[at], best.sums[at]) for row, at in pieces}
 
     def advance_group(self, group: Group, row: int, rows: DeviceRows) -> Advance | None:
         """A step of a group whose rows, from `row` on, are on a device. None: its policy needs them here."""
         assert self.chosen is not None
         tokens = self.chosen[1].get(row)
+        if tokens is not None and group.guesses:
+            return group.policy.take_verified(tokens, [guess.proposal for guess in group.guesses], rows)
         if tokens is not None and min(tokens) >= 0:
             return group.policy.take(tokens)
-        if group.guesses is None and group.policy.ranked and rows.can_rank(group.policy.ranked):
-            return group.policy.rank(rows)
-        return None
+        return group.policy.rank(self.best[row]) if row in self.best else None
 
     def _by_row(self) -> list[tuple[Group, int]]:
         row, listed = 0, []
@@ -156,13 +183,6 @@ class Choosing:
             listed.append((group, row))
             row += group.rows
         return listed
-
-    def _penalise(self, rows: DeviceRows, wanted: Sequence[tuple[Group, int, Choice]]) -> None:
-        asked = [(row, choice) for _, row, choice in wanted if choice.penalty != 1]
-        if asked:
-            at = [row + i for row, choice in asked for i in range(len(choice.histories))]
-            histories = [history for _, choice in asked for history in choice.histories]
-            rows.penalise(at, histories, [choice.penalty for _, choice in asked for _ in choice.histories])
 
 
 def fill(entries: NDArray[Any], choice: Choice, width: int) -> int:
@@ -172,8 +192,8 @@ def fill(entries: NDArray[Any], choice: Choice, width: int) -> int:
         return UNCUT
     temperature, top_k, top_p, min_p = choice.cuts
     by_k = 0 < top_k < width
-    for i, sequence in enumerate(choice.sequences):
-        at = choice.seed, top_k if by_k else 0, choice.seed_index, sequence, choice.step
+    for i, (sequence, step) in enumerate(zip(choice.sequences, choice.steps, strict=True)):
+        at = choice.seed, top_k if by_k else 0, choice.seed_index, sequence, step
         entries[i] = (temperature, top_p, min_p, *at)
     if top_p < 1 and not by_k:
         return CUT

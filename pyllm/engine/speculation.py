@@ -8,11 +8,13 @@ assistant draws, distributed the same. A sequence's guesses depend on nothing bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode.drafting import Drafting
+from ..decode.changes import Changes, make
+from ..decode.drafting import Drafted, Drafting, likeliest
 from ..decode.option_names import MOST_PROPOSED
 from ..decode.policy import Policy, Proposal
 from ..program.batch import KvCache, Runner, on_host
@@ -96,11 +98,17 @@ class Draft:
         self._most = min(self._count, room)
         return self._most > 0
 
+    def changes(self) -> Changes | None:
+        """What a device has to do to the assistant's logits, whose best token is then to be added; None: `take`s them."""
+        return self._drafting.changes(self.text)
+
     def take(self, row: NDArray[np.float32]) -> bool:
-        """Adds a token from the assistant's logits [1, V]; whether more are to follow. Whether a token is proposed
-        depends on those before it only, never on itself: otherwise drawn ones would no longer be distributed as said.
-        """
-        drafted = self._drafting.choose(row, self.text, self._sequence)
+        """Adds a token from the assistant's logits [1, V], and says as `add` does."""
+        return self.add(self._drafting.choose(row, self.text, self._sequence))
+
+    def add(self, drafted: Drafted | None) -> bool:
+        """Proposes a token; whether more are to follow. Whether a token is proposed depends on those before it only,
+        never on itself: otherwise drawn ones would no longer be distributed as said."""
         if drafted is None:
             return False
         self.proposal.tokens.append(drafted.token)
@@ -178,9 +186,27 @@ class Assistant:
             self._sequences.extend(draft.slot, len(piece))
             self._builder.add(draft.slot, piece, logits_from=-1 if done else len(piece))
             (complete if done else going).append(draft)
-        output = on_host(self._runner, self._runner.run(self._builder.build(), self._cache))
-        logits = self._fitting(output)
-        return going + [draft for i, draft in enumerate(complete) if draft.take(logits[i : i + 1])]
+        output = self._runner.run(self._builder.build(), self._cache)
+        return going + self._choose(output, complete)
+
+    def _choose(self, output: Any, drafts: Sequence[Draft]) -> list[Draft]:
+        """Lets drafts choose, each from its row of logits. Returns who goes on."""
+        wrap = getattr(self._runner, "device_rows", None)
+        rows = None if wrap is None else wrap(output)
+        told = [draft.changes() for draft in drafts] if rows is not None and rows.can_rank(1) else [None]
+        if rows is None or None in told:
+            logits = self._fitting(on_host(self._runner, output))
+            return [draft for i, draft in enumerate(drafts) if draft.take(logits[i : i + 1])]
+        if not drafts:
+            return []
+        changes = [one for one in told if one is not None]
+        for one in changes:
+            one.rule_out(range(self._vocab_size, rows.shape[1]))
+        make(rows, list(enumerate(changes)))
+        best = rows.best(1, False)
+        found = zip(best.ids[:, 0].tolist(), best.values[:, 0].tolist(), best.sums.tolist(), strict=True)
+        drafted = [None if token < 0 else likeliest(token, logit, total) for token, logit, total in found]
+        return [draft for draft, one in zip(drafts, drafted, strict=True) if draft.add(one)]
 
     def _fitting(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of the assisted model's width: what the assistant lacks is never proposed."""

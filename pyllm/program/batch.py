@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,29 @@ CHOICE = np.dtype(
 UNCUT, CUT_BY_K, CUT = 0, 1, 2  # what is known of several: no cuts; top-p only where there is a top-k below n; nothing
 
 
+@dataclass
+class Edit:
+    """What becomes of one row of logits: where `only` is given all is ruled out (-inf; NaN stays, for the choice to
+    see) but those tokens, whose logits are 0; then values are added to tokens' logits; then tokens are ruled out."""
+
+    only: tuple[int, ...] | None = None
+    added: dict[int, float] = field(default_factory=dict)
+    ruled_out: list[int] = field(default_factory=list)
+
+
+class Best(NamedTuple):
+    """The best tokens of each row, best first, the lowest id among equals; `normalised` ones with log-probabilities.
+
+    values  float32 [R, count]
+    ids     int32 [R, count]     -1: there are no more columns
+    sums    float32 [R]          log of the sum of exponentials; NaN, and all ids -1: the row holds NaN or +inf
+    """
+
+    values: NDArray[np.float32]
+    ids: NDArray[np.int32]
+    sums: NDArray[np.float32]
+
+
 class DeviceRows(Protocol):
     """Output rows [R, n] that are in a device's memory: choices come to the host, or, when asked, the rows."""
 
@@ -104,24 +128,27 @@ class DeviceRows(Protocol):
 
     @property
     def can_choose(self) -> bool:
-        """Whether `choose` and `penalise` take rows of this width."""
+        """Whether rows of this width can be chosen from and changed."""
 
     def can_rank(self, count: int) -> bool:
-        """Whether `best_continuations` takes rows of this width and so many."""
+        """Whether `best` takes rows of this width and so many."""
 
     def penalise(self, rows: list[int], histories: list[list[int]], penalties: list[float]) -> None:
         """The repetition penalty, in place, on some rows: of the tokens of their histories."""
+
+    def edit(self, rows: list[int], edits: Sequence[Edit]) -> None:
+        """Changes some rows in place."""
+
+    def log_softmax(self, rows: list[int]) -> None:
+        """Log-probabilities, in place, of some rows; those that hold NaN or +inf become NaN."""
 
     def choose(self, choices: NDArray[Any], cuts: int = CUT) -> NDArray[np.int32]:
         """A token for each of `choices` (CHOICE [R]; for a single row any number of them): what decode.sample and
         greedy search would choose on the host, but for rounding where probabilities add up; -1 where the row has no
         softmax, or NaN. cuts: UNCUT, CUT_BY_K or CUT."""
 
-    def best_continuations(
-        self, running: list[float], count: int, normalise: bool
-    ) -> list[tuple[float, int, int]] | None:
-        """(score, row, token) of the `count` best of running[r] + rows[r, token], best first, ties by row and token;
-        `normalise` takes rows as logits and uses their log-probabilities. None when a row holds NaN or +inf."""
+    def best(self, count: int, normalised: bool) -> Best:
+        """The `count` best tokens of each row."""
 
 
 class KvCache(Protocol):
@@ -175,7 +202,46 @@ class Runner(Protocol):
         reuse the array: copy to keep. `cross`: the cross cache of batch.cross_table. Some runners also take
         `summary: Summary | None`, whose blocks they set: for programs whose output a linear gives, as logits are.
 
-        A runner whose output is in a device's memory has a method `device_rows` that makes DeviceRows of it."""
+        A runner whose output is in a device's memory has a method `device_rows` that makes DeviceRows of it; it may
+        also be an AheadRunner."""
+
+
+class Tokens(Protocol):
+    """What a step chose, on its way to the host."""
+
+    def wait(self) -> NDArray[np.int32]:
+        """int32 [R], of each row the token; -1: there was none to choose (see `DeviceRows.choose`). May be asked again,
+        the array is the caller's to read only. Raises DeviceError."""
+
+
+class AheadRunner(Runner, Protocol):
+    """A runner that can take a step of which the tokens are not known yet: its device has chosen them itself."""
+
+    @property
+    def rows_ahead(self) -> int:
+        """Most rows of such a step; 0: none now."""
+
+    def run_ahead(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        choices: NDArray[Any],
+        cuts: int = CUT,
+        *,
+        cross: KvCache | None = None,
+        after: Tokens | None = None,
+    ) -> Tokens:
+        """One step of "step", each row one sequence's next token and wanting logits, from which a token is chosen as
+        `DeviceRows.choose` does. Nothing is waited for, but what must be; all arrays are the caller's again.
+
+        choices: CHOICE [R]; cuts: UNCUT, CUT_BY_K or CUT. after: what the step before it chose, whose R rows were the
+        same sequences one token earlier: it gives the ids, and `batch.ids` may hold anything. All else is as of this
+        step: positions, context, blocks, and the `step` of every choice, one further than in the step before. A row
+        without a token (-1) runs on with whatever token; nobody reads what it chooses.
+
+        A sequence may end, and its blocks be released and given to another, before a step of its that was launched
+        has run: steps run in the order of their launches, and with those of `run`.
+        Raises what `run` raises; the caches' content, and `after`, are then as they were."""
 
 
 def on_host(runner: Runner, output: Any) -> NDArray[np.float32]:
