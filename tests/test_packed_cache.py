@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyllm._C import Checksum
 from pyllm.checkpoint import open_checkpoint
 from pyllm.devices import packed_cache
-from pyllm.devices.cpu import CpuRunner
+from pyllm.devices.cpu import CpuRunner, ExecutorWeights
+from pyllm.errors import ArrayError
 from pyllm.models import bind, network_of
 from pyllm.program.batch import Batch
 
@@ -63,11 +65,11 @@ def _prefill(block: int) -> Batch:
 
 def test_restored_weights_give_the_same_bits_at_any_number_of_threads() -> None:
     packed = runner()
-    path = packed_cache.keep(packed._executor, KEY)
+    path = packed_cache.keep(ExecutorWeights(packed._executor), KEY)
     assert path is not None
     assert path.stat().st_size == packed_cache.DATA + packed._executor.packed().nbytes
     fresh = empty(packed)
-    assert packed_cache.restore(fresh._executor, KEY)
+    assert packed_cache.restore(ExecutorWeights(fresh._executor), KEY)
     assert bytes(fresh._executor.packed()) == bytes(packed._executor.packed())
     assert fresh._executor.checksum() == packed._executor.checksum()
     assert logits(fresh) == logits(packed)
@@ -76,7 +78,7 @@ def test_restored_weights_give_the_same_bits_at_any_number_of_threads() -> None:
 @pytest.mark.parametrize("damage", ["flip", "short", "header", "empty", "other key", "text"])
 def test_a_damaged_file_is_not_used_and_is_removed(damage: str) -> None:
     packed = runner()
-    path = packed_cache.keep(packed._executor, KEY)
+    path = packed_cache.keep(ExecutorWeights(packed._executor), KEY)
     assert path is not None
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -94,7 +96,7 @@ def test_a_damaged_file_is_not_used_and_is_removed(damage: str) -> None:
         content[:] = b"not a file of ours"
     path.write_bytes(content)
     fresh = empty(packed)
-    assert not packed_cache.restore(fresh._executor, KEY)
+    assert not packed_cache.restore(ExecutorWeights(fresh._executor), KEY)
     assert not path.exists()
     assert not any(bytes(fresh._executor.packed()[:4096])), "nothing is left of what was read"
 
@@ -102,22 +104,22 @@ def test_a_damaged_file_is_not_used_and_is_removed(damage: str) -> None:
 def test_nothing_is_read_or_written_when_turned_off(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = runner()
     monkeypatch.setenv("PYLLM_PACKED_CACHE", "0")
-    assert packed_cache.keep(packed._executor, KEY) is None
+    assert packed_cache.keep(ExecutorWeights(packed._executor), KEY) is None
     assert not cache_folder.exists()
-    assert not packed_cache.restore(empty(packed)._executor, KEY)
+    assert not packed_cache.restore(ExecutorWeights(empty(packed)._executor), KEY)
 
 
 def test_concurrent_writers_and_readers_see_whole_files() -> None:
     packed = runner()
-    packed_cache.keep(packed._executor, KEY)
+    packed_cache.keep(ExecutorWeights(packed._executor), KEY)
     restored = []
 
     def write() -> None:
         for _ in range(5):
-            packed_cache.keep(packed._executor, KEY)
+            packed_cache.keep(ExecutorWeights(packed._executor), KEY)
 
     def read() -> None:
-        restored.extend([packed_cache.restore(empty(packed, 1)._executor, KEY) for _ in range(5)])
+        restored.extend([packed_cache.restore(ExecutorWeights(empty(packed, 1)._executor), KEY) for _ in range(5)])
 
     threads = [threading.Thread(target=each) for each in (write, read, write, read)]
     for thread in threads:
@@ -128,19 +130,19 @@ def test_concurrent_writers_and_readers_see_whole_files() -> None:
 
 
 def test_the_least_recently_used_files_make_room(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = runner()._executor
-    first, second = (packed_cache.keep(executor, name * 64) for name in "ab")
+    weights = ExecutorWeights(runner()._executor)
+    first, second = (packed_cache.keep(weights, name * 64) for name in "ab")
     assert first is not None
     assert second is not None
     os.utime(first, (1, 1))
     size = first.stat().st_size
     monkeypatch.setenv("PYLLM_PACKED_CACHE_GB", str(2.5 * size / 1e9))
-    assert packed_cache.keep(executor, "c" * 64) is not None
+    assert packed_cache.keep(weights, "c" * 64) is not None
     assert sorted(path.name[0] for path in cache_folder.iterdir()) == ["b", "c"]
     monkeypatch.setenv("PYLLM_PACKED_CACHE_GB", str(0.5 * size / 1e9))
-    assert packed_cache.keep(executor, "d" * 64) is None
+    assert packed_cache.keep(weights, "d" * 64) is None
     monkeypatch.setenv("PYLLM_PACKED_CACHE_GB", "many")
-    assert packed_cache.keep(executor, "e" * 64) is None
+    assert packed_cache.keep(weights, "e" * 64) is None
 
 
 def test_the_name_follows_content_recipe_and_version(tmp_path: Path) -> None:
@@ -168,3 +170,24 @@ def test_the_name_follows_the_config_from_which_tensors_may_be_computed(tmp_path
     assert packed_cache.key_in(tmp_path, "int8") == before
     (tmp_path / "config.json").write_text('{"scale": 2}')
     assert packed_cache.key_in(tmp_path, "int8") != before
+
+
+def test_a_checksum_does_not_depend_on_runs_and_threads(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).integers(0, 256, (7 << 20) // 2 + 13).astype(np.uint8)
+    (tmp_path / "file").write_bytes(values.tobytes())
+    found = set()
+    for threads, run in [(1, len(values)), (3, len(values)), (2, 1 << 20), (3, 2 << 20)]:
+        added, read = Checksum(threads), Checksum(threads)
+        for begin in range(0, len(values), run):
+            buffer = np.zeros(len(values[begin : begin + run]), np.uint8)
+            read.read(str(tmp_path / "file"), begin, buffer)
+            added.add(values[begin : begin + run])
+            assert np.array_equal(buffer, values[begin : begin + run])
+        found |= {added.value, read.value}
+    assert len(found) == 1
+    values[-1] ^= 1
+    last = Checksum(2)
+    last.add(values)
+    assert last.value not in found
+    with pytest.raises(ArrayError, match="bytes"):
+        last.add(values.astype(np.int32))  # type: ignore[arg-type]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +66,8 @@ class CpuRunner(CompiledRunner):
             self.set_sharing(measured.repeat_rows, measured.own_rows)
         # Floats are packed as fast as they would be read back.
         key = packed_cache.key_in(folder, repr(lowered.recipe)) if folder and self.quantization else None
-        if key is None or not packed_cache.restore(self._executor, key):
-            start = time.perf_counter()
-            load_weights(self._executor, lowered, tensors, progress)
-            if key is not None and time.perf_counter() - start > packed_cache.SLOW:
-                packed_cache.keep(self._executor, key)
+        pack = partial(load_weights, self._executor, lowered, tensors, progress)
+        packed_cache.load(ExecutorWeights(self._executor), key, pack)
 
     @property
     def num_threads(self) -> int:
@@ -157,3 +154,21 @@ class CpuRunner(CompiledRunner):
         report["key_value_cache"] = sum(cache.bytes for cache in caches)
         report["of_it_on_huge_pages"] = sum(huge for _, huge in held.values()) + sum(c.huge_bytes for c in caches)
         return report
+
+
+class ExecutorWeights:
+    """An executor's as packed_cache.Weights."""
+
+    def __init__(self, executor: _C.Executor) -> None:
+        self._executor = executor
+
+    @property
+    def nbytes(self) -> int:
+        return self._executor.packed().nbytes
+
+    def write(self, file: BinaryIO) -> int:
+        file.write(self._executor.packed())
+        return self._executor.checksum()
+
+    def read(self, file: str, offset: int, checksum: int) -> bool:
+        return self._executor.restore(file, offset, checksum)

@@ -6,13 +6,14 @@ import os
 import threading
 import weakref
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import DeviceError
 from ..program.batch import Batch, Capture, KvCache
 from ..program.network import Network, as_network
 from ..program.program import Program
-from . import cuda_driver
+from . import cuda_driver, cuda_store, packed_cache
 from .compiled import CompiledRunner, Wanted, checked_caches, inputs
 from .cuda_memory import DeviceMemory, Kept
 from .cuda_packing import DeviceWeights
@@ -28,8 +29,8 @@ class CudaRunner(CompiledRunner):
     """A network on a GPU. Threads may share one: steps take turns, caches are independent.
 
     dtype: "float32" (true float32, no tensor cores), "bfloat16" or "float16": weights, keys, values and the inputs of
-    matmuls; sums and what lies between them are float32 in all. quantization, kv_cache, progress: as CpuRunner's;
-    integer weights meet activations in dtype. device_index: which GPU.
+    matmuls; sums and what lies between them are float32 in all. quantization, kv_cache, progress, folder: as
+    CpuRunner's; integer weights meet activations in dtype. device_index: which GPU.
 
     rows_per_step: of the engine's steps; memory is laid out for as many at load.
     A process that was forked off cannot use it: CUDA does not survive that.
@@ -48,6 +49,7 @@ class CudaRunner(CompiledRunner):
         kv_cache: str | None = None,
         progress: bool = False,
         device_index: int = 0,
+        folder: Path | None = None,
     ) -> None:
         self._module, xp = cuda_driver.load(device_index)
         if (library := cuda_driver.cublaslt_path()) is not None:
@@ -65,10 +67,11 @@ class CudaRunner(CompiledRunner):
         self._chooser = Chooser(self._module, xp, self._memory, device_index)
         self._process = os.getpid()
         self._weights = DeviceWeights(lowered, partial(self._memory.upload, "weights"))
-        load_weights(self._weights, lowered, tensors, progress)
+        key = cuda_store.key_in(folder, lowered) if folder and self.quantization else None
+        pack = partial(load_weights, self._weights, lowered, tensors, progress)
+        packed_cache.load(cuda_store.StoredWeights(self._weights, self._memory), key, pack)
         self._place_weights()
-        arrays = [array for one in self._weights.matrices.values() for array in one.arrays]
-        self._weight_bytes = sum(array.nbytes for array in (*arrays, *self._weights.vectors.values()))
+        self._weight_bytes = sum(array.nbytes for array in self._weights.arrays)
         self._executor.reserve(self.rows_per_step)
 
     @property

@@ -53,13 +53,37 @@ class DeviceMemory:
         """A copy of a NumPy array on the device."""
         held = self.bytes(what, max(array.nbytes, 1))
         if array.nbytes:
-            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            if self._stream is None:
-                held[:] = flat
-            else:
-                with self._here():
-                    held.set(flat, self._stream)
+            self.send(held, np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return held
+
+    def send(self, held: Any, flat: NDArray[np.uint8]) -> None:
+        """Copies bytes of the host to as many of the device. Pinned ones stay what they are until synchronise()."""
+        if self._stream is None:
+            held[:] = flat
+        else:
+            with self._here():
+                held.set(flat, self._stream)
+
+    def fetch(self, held: Any, flat: NDArray[np.uint8]) -> None:
+        """Copies bytes of the device to as many of the host, which are there after synchronise()."""
+        if self._stream is None:
+            flat[:] = held
+        else:
+            with self._here():
+                held.get(stream=self._stream, out=flat)
+
+    def synchronise(self) -> None:
+        """Waits until all copies are done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def pinned(self, count: int) -> NDArray[np.uint8]:
+        """uint8 [count] of the host, not initialised, that copies reach without a detour."""
+        if self._stream is None:
+            return np.empty(count, np.uint8)
+        with self._here():  # not of CuPy's pool, which would keep it
+            memory = self._xp.cuda.PinnedMemoryPointer(self._xp.cuda.PinnedMemory(count), 0)
+        return np.frombuffer(memory, np.uint8, count)
 
     def address(self, array: Any) -> int:
         """Of an array's first element."""

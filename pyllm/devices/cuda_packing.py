@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from math import prod
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from .. import _C
 from ..checkpoint.codes import floats_of
 from ..errors import ArrayError
 from .formats import GROUPS
-from .lowering import Lowering
+from .lowering import Lowering, rows_of
 
 # Numbers of csrc/kernels.h Format. The two that only differ in the CPU's arithmetic are the plain ones here.
 FORMATS = {
@@ -28,18 +29,34 @@ FORMATS = {
     "int4z": 7,
     "int4z-g128": 8,
 }
+ELEMENTS = {0: np.float32, 1: np.uint16, 2: np.float16}  # of the float formats' codes
 ROWS = 16  # packed rows come in tiles of so many
 BLOCK = 1 << 18  # weights converted at a time, so that what that needs stays in the caches
 MOST_ZERO = 16  # GPTQ stores zero points less one: 0..15
 
 A = TypeVar("A")
+B = TypeVar("B")
 CodePart = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.uint8] | None]
+
+
+class Layout(NamedTuple):
+    """Of an array: what is known before it is there."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * int(np.dtype(self.dtype).itemsize)
+
+    def full(self, value: int = 0) -> NDArray[Any]:
+        return np.full(self.shape, value, self.dtype) if value else np.zeros(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
 class Packed(Generic[A]):
     """One matrix as cuda::Matrix describes it: N outputs (gated: gates and ups), K inputs, rows of ld weights. codes,
-    scales, zeros and bias are arrays on the host or the device."""
+    scales, zeros and bias are arrays on the host or the device, or their layouts."""
 
     format: int
     codes: A
@@ -51,12 +68,10 @@ class Packed(Generic[A]):
     ld: int
     gated: bool
 
-    def moved(self, upload: Callable[[NDArray[Any]], Any]) -> Packed[Any]:
-        """The same with each array replaced by upload(array)."""
-        codes, scales, zeros, bias = (
-            None if array is None else upload(array)  # type: ignore[arg-type]
-            for array in (self.codes, self.scales, self.zeros, self.bias)
-        )
+    def moved(self, move: Callable[[A], B]) -> Packed[B]:
+        """The same with move(array) instead of each array."""
+        codes = move(self.codes)
+        scales, zeros, bias = (None if each is None else move(each) for each in (self.scales, self.zeros, self.bias))
         return Packed(self.format, codes, scales, zeros, bias, self.n, self.k, self.ld, self.gated)
 
     def described(self, pointer: Callable[[A], int]) -> dict[str, int | bool]:
@@ -83,7 +98,8 @@ class DeviceWeights(Generic[A]):
     """Takes a network's weights from packing.load_weights, as _C.Executor does, packs and uploads them.
 
     upload: brings an array of the host to the device; what it returns is kept, the host's is not. matrices and vectors
-    are by their ids in the core's program.
+    are by their ids in the core's program; layouts and vector_layouts tell of all of them from the start, in the same
+    order.
     """
 
     def __init__(self, lowered: Lowering, upload: Callable[[NDArray[Any]], A]) -> None:
@@ -91,6 +107,20 @@ class DeviceWeights(Generic[A]):
         self.vectors: dict[int, A] = {}
         self._upload = upload
         self._of = {index: (matrix, lowered.chosen[matrix].format) for matrix, index in lowered.matrices.items()}
+        self.layouts = {
+            index: layout_of(
+                [rows_of(source) for source in matrix.sources], matrix.shape[1], name, matrix.gated, bool(matrix.bias)
+            )
+            for index, (matrix, name) in self._of.items()
+        }
+        sizes = {index: vector.shape[0] for vector, index in lowered.vectors.items()}
+        sizes.update({index: bias.num_heads * len(bias.buckets) for bias, index in lowered.biases.items()})
+        self.vector_layouts = {index: Layout((size,), np.float32) for index, size in sizes.items()}
+
+    @property
+    def arrays(self) -> list[A]:
+        """All that is there, in the order of the layouts."""
+        return [*(array for one in self.matrices.values() for array in one.arrays), *self.vectors.values()]
 
     def pack(self, matrix: int, parts: list[NDArray[Any]], bias: list[NDArray[np.float32]]) -> None:
         """From floats: see pack_floats. Raises ArrayError."""
@@ -111,6 +141,21 @@ class DeviceWeights(Generic[A]):
         self.vectors[id] = self._upload(np.ascontiguousarray(values, np.float32))
 
 
+def layout_of(sizes: Sequence[int], k: int, dtype: str, gated: bool, bias: bool) -> Packed[Layout]:
+    """Of a matrix whose parts have so many outputs, of k inputs each, in a format by its name."""
+    places, number = Places(sizes, gated), FORMATS[dtype]
+    ld = _up(k, 128 if dtype in GROUPS else 64)
+    codes, scales, zeros = Layout((places.rows, ld), ELEMENTS.get(number, np.int8)), None, None
+    if dtype in GROUPS:
+        codes = Layout((places.rows, ld // 2), np.uint8)
+        scales = Layout((places.rows, ld // GROUPS[dtype]), np.float16)
+        zeros = Layout(scales.shape, np.uint8) if dtype.startswith("int4z") else None
+    elif number == FORMATS["int8"]:
+        scales = Layout((places.rows,), np.float32)
+    biases = Layout((places.rows,), np.float32) if bias else None
+    return Packed(number, codes, scales, zeros, biases, places.n, k, ld, gated)
+
+
 def pack_floats(
     parts: Sequence[NDArray[Any]],
     dtype: str,
@@ -128,11 +173,9 @@ def pack_floats(
         asked = "int8" if dtype == "int8-fast" else dtype
         quantized = [(*_C.quantize(part, asked), None) for part in parts]
         return pack_codes(quantized, dtype, gated=gated, bias=bias, group_size=GROUPS.get(dtype, 0), name=name)
-    places = Places([len(part) for part in parts], gated)
-    k = parts[0].shape[1]
-    ld = _up(k, 64)
-    element = {0: np.float32, 1: np.uint16, 2: np.float16}[FORMATS[dtype]]
-    codes = np.zeros((places.rows, ld), element)
+    sizes, k = [len(part) for part in parts], parts[0].shape[1]
+    places, out = Places(sizes, gated), layout_of(sizes, k, dtype, gated, bool(bias))
+    codes = out.codes.full()
     step = max(1, BLOCK // max(k, 1))
     for i, part in enumerate(parts):
         for begin in range(0, len(part), step):
@@ -141,7 +184,7 @@ def pack_floats(
                 row = begin + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
                 raise _unfit(row, i, name)
             codes[places.of(i, begin, len(rows)), :k] = rows
-    return Packed(FORMATS[dtype], codes, None, None, places.bias(bias), places.n, k, ld, gated)
+    return Packed(out.format, codes, None, None, places.bias(bias), out.n, k, out.ld, gated)
 
 
 def pack_codes(
@@ -158,23 +201,21 @@ def pack_codes(
     codes: int8, or uint8 0..15. group_size: inputs that share a scale, the format's; 0: all of them do. Raises
     ArrayError for codes above 15, zero points above 16, and scales that are infinite or NaN (int4: in float16).
     """
-    places = Places([len(codes) for codes, _, _ in parts], gated)
-    k = parts[0][0].shape[1]
+    sizes, k = [len(codes) for codes, _, _ in parts], parts[0][0].shape[1]
+    places, out = Places(sizes, gated), layout_of(sizes, k, dtype, gated, bool(bias))
     for i, part in enumerate(parts):
         _check(part, i, dtype, name)
-    packed_bias = places.bias(bias)
-    if FORMATS[dtype] == FORMATS["int8"]:
-        ld = _up(k, 64)
-        bytes8 = np.zeros((places.rows, ld), np.int8)
-        scales8 = np.zeros(places.rows, np.float32)
+    packed_bias, ld = places.bias(bias), out.ld
+    assert out.scales is not None
+    if dtype not in GROUPS:
+        bytes8, scales8 = out.codes.full(), out.scales.full()
         for i, (codes, scales, _) in enumerate(parts):
             at = places.of(i, 0, len(codes))
             bytes8[at, :k], scales8[at] = codes, scales[:, 0]
-        return Packed(FORMATS[dtype], bytes8, scales8, None, packed_bias, places.n, k, ld, gated)
-    ld, group = _up(k, 128), GROUPS[dtype]
-    words = np.full((places.rows, ld // 2), 0x88, np.uint8)
-    scales4 = np.zeros((places.rows, ld // group), np.float16)
-    zeros4 = np.full(scales4.shape, 8, np.uint8) if dtype.startswith("int4z") else None
+        return Packed(out.format, bytes8, scales8, None, packed_bias, out.n, k, ld, gated)
+    group = GROUPS[dtype]
+    words, scales4 = out.codes.full(0x88), out.scales.full()
+    zeros4 = None if out.zeros is None else out.zeros.full(8)
     groups = -(-k // group)  # of a row; the rest up to ld have a scale of zero
     step = max(1, BLOCK // ld)
     for i, (codes, scales, zeros) in enumerate(parts):
@@ -190,7 +231,7 @@ def pack_codes(
             wide[:, k : groups * group] = last[:, None]
             wide[:, :k] = codes[begin:end]
             words[at] = interleaved(wide)
-    return Packed(FORMATS[dtype], words, scales4, zeros4, packed_bias, places.n, k, ld, gated)
+    return Packed(out.format, words, scales4, zeros4, packed_bias, out.n, k, ld, gated)
 
 
 def interleaved(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

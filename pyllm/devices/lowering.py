@@ -93,7 +93,7 @@ class Lowering:
 
     def _matrix(self, matrix: Matrix, packed: bool) -> int:
         """Tables that are only looked up stay plain rows; a table that is also a head exists in packed form only."""
-        parts = [_rows(source) for source in matrix.sources]
+        parts = [rows_of(source) for source in matrix.sources]
         return self.program.add_matrix(
             matrix.name,
             parts,
@@ -266,7 +266,7 @@ def _multiplied(program: Program) -> list[Matrix]:
     return found + [matrix for op in program.ops if isinstance(op, Experts) for matrix in op.matrices]
 
 
-def _rows(source: Source) -> int:
+def rows_of(source: Source) -> int:
     """Rows of the matrix that a source contributes."""
     rows = source.shape[1] if source.transposed else source.shape[0]
     return (source.end or rows) - source.begin

@@ -1,9 +1,10 @@
 """Packed weights kept on disk, so that a model whose packing takes long loads at the speed of the disk the next time.
 
-A file a model and recipe in $PYLLM_PACKED_CACHE_DIR (default: ~/.cache/pyllm/packed, or under $XDG_CACHE_HOME). It is
-written under another name and then renamed, so readers see whole files only and writers don't disturb each other; what
-does not have its checksum is not used. The least recently used files go where all together exceed
-$PYLLM_PACKED_CACHE_GB (default 20). PYLLM_PACKED_CACHE=0: nothing is read or written.
+A file a model, recipe and kind of device in $PYLLM_PACKED_CACHE_DIR (default: ~/.cache/pyllm/packed, or under
+$XDG_CACHE_HOME): a page that names it, then the weights as the device wants them. It is written under another name and
+then renamed, so readers see whole files only and writers don't disturb each other; what does not have its checksum is
+not used. The least recently used files go where all together exceed $PYLLM_PACKED_CACHE_GB (default 20).
+PYLLM_PACKED_CACHE=0: nothing is read or written.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from .. import _C
+from typing import BinaryIO, Protocol
 
 SLOW = 1.0  # seconds of packing from which a file is worth its room
 LAYOUT = 2  # raised whenever the packed layouts of csrc/kernels.h or the choice of quantised weights change
@@ -28,6 +29,30 @@ PAGE = 4096
 SUFFIX = ".packed"
 
 log = logging.getLogger("pyllm")
+
+
+class Weights(Protocol):
+    """What is kept: one device's packed weights as one run of bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many there are, known before they are packed."""
+
+    def write(self, file: BinaryIO) -> int:
+        """Appends them to a file; their checksum, below 2^64. Raises OSError."""
+
+    def read(self, file: str, offset: int, checksum: int) -> bool:
+        """Takes them from there instead of packing; False, with nothing loaded, where the bytes are not those."""
+
+
+def load(weights: Weights, key: str | None, pack: Callable[[], None]) -> None:
+    """Restores the weights, or packs them, and keeps them where that took long. key None: only packs."""
+    if key is not None and restore(weights, key):
+        return
+    start = time.perf_counter()
+    pack()
+    if key is not None and time.perf_counter() - start > SLOW:
+        keep(weights, key)
 
 
 def content_of(files: Iterable[Path]) -> str:
@@ -73,8 +98,8 @@ def folder() -> Path | None:
     return user_cache() / "packed"
 
 
-def restore(executor: _C.Executor, key: str) -> bool:
-    """Loads an executor's weights from their file; False where there is none, or it is damaged (it is removed then)."""
+def restore(weights: Weights, key: str) -> bool:
+    """Loads weights from their file; False where there is none, or it is damaged (it is removed then)."""
     where = folder()
     if where is None:
         return False
@@ -82,10 +107,11 @@ def restore(executor: _C.Executor, key: str) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(DATA)
+            whole = os.fstat(file.fileno()).st_size == DATA + weights.nbytes
     except OSError:
         return False
     checksum = _checksum_in(head, key)
-    if checksum is not None and executor.restore(str(path), DATA, checksum):
+    if whole and checksum is not None and weights.read(str(path), DATA, checksum):
         with contextlib.suppress(OSError):
             os.utime(path)  # used now
         return True
@@ -95,8 +121,8 @@ def restore(executor: _C.Executor, key: str) -> bool:
     return False
 
 
-def keep(executor: _C.Executor, key: str) -> Path | None:
-    """Writes an executor's weights to their file; None where that fails, which is logged: it only costs time."""
+def keep(weights: Weights, key: str) -> Path | None:
+    """Writes weights to their file; None where that fails, which is logged: it only costs time."""
     where = folder()
     if where is None:
         return None
@@ -104,13 +130,14 @@ def keep(executor: _C.Executor, key: str) -> Path | None:
     temporary = None
     try:
         where.mkdir(parents=True, exist_ok=True)
-        packed = executor.packed()
-        _make_room(where, packed.nbytes)
-        header = MAGIC + json.dumps({"key": key, "checksum": executor.checksum()}).encode()
-        with tempfile.NamedTemporaryFile(dir=where, prefix=".", suffix=SUFFIX, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(header.ljust(DATA, b"\0"))
-            file.write(packed)
+        _make_room(where, weights.nbytes)
+        number, name = tempfile.mkstemp(dir=where, prefix=".", suffix=SUFFIX)
+        temporary = Path(name)
+        with open(number, "wb") as file:
+            file.write(bytes(DATA))
+            checksum = weights.write(file)
+            file.seek(0)
+            file.write(MAGIC + json.dumps({"key": key, "checksum": checksum}).encode())
         os.replace(temporary, path)
     except OSError as error:
         log.warning("[load] packed weights could not be kept in %s: %s", where, error)

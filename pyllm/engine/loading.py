@@ -110,6 +110,7 @@ def load(
                 kv_cache=kv_cache,
                 progress=progress,
                 device_index=_device_index(device),
+                folder=checkpoint.folder,
             )
         else:
             from ..devices.cpu import CpuRunner
