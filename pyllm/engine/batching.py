@@ -76,17 +76,18 @@ class BatchBuilder:
         self._gather(self._slots)
         return self._batch
 
-    def repeat(self, slots: list[int] | None, tokens: list[int]) -> Batch:
+    def repeat(self, slots: list[int] | None, tokens: list[int] | None) -> Batch:
         """The batch after a batch of single rows: as many sequences, each one token further, of the same sources.
 
-        slots: where the sequences lie now, or None when neither slots nor block lists have changed.
+        slots: where the sequences lie now, or None when neither slots nor block lists have changed. tokens: None when
+        they are not known yet; the ids are then meaningless.
         """
         batch = self._batch
         if batch is None:
             raise RuntimeError("[batch] repeat needs a built batch; call start, add and build first")
-        if len(tokens) == 1:
+        if tokens is not None and len(tokens) == 1:
             batch.ids[0] = tokens[0]
-        else:
+        elif tokens is not None:
             batch.ids[:] = tokens
         batch.positions += 1
         batch.context += 1

@@ -5,7 +5,6 @@ Generation, streaming, pipelines and servers drive this loop. Knows no text and 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from ..decode.policy import Advance, Policy, Verified
 from ..errors import InvalidOptionError
 from ..program.batch import Batch, Capture, DeviceRows, KvCache, Runner, on_host
+from .ahead import RunAhead
 from .batching import BatchBuilder
-from .groups import Choosing, Group, can_summarise
+from .groups import Choosing, Group, can_summarise, fetched
 from .sequences import SequenceTable
 from .sources import Source, release
 from .speculation import Assistant, Draft, Lookup
@@ -61,6 +61,7 @@ class Engine:
         self._rows_per_step = rows_per_step or int(getattr(runner, "rows_per_step", ROWS_PER_STEP))
         self._sequences = SequenceTable(self.cache)
         self._builder = BatchBuilder(self._sequences)
+        self._ahead = RunAhead(runner, self.cache, cross, self._sequences, self._builder)
         self._groups: list[Group] = []
         self._summarises = can_summarise(runner)
         self._device_rows: Callable[[Any], DeviceRows] | None = getattr(runner, "device_rows", None)
@@ -91,9 +92,14 @@ class Engine:
     def step(self) -> list[Group]:
         """Runs one batch and lets the groups choose. Returns the groups that chose tokens or finished in this step
         (finished ones are dropped already): none of them while long prompts are still being read."""
+        if self._ahead.flies():
+            return self._land()
         if not self._groups:
             return []
         batch = self._next_batch() if self._steady else self._compose()
+        if self._ahead.begin(self._choosing, batch):
+            self._steady = True
+            return self._land()
         advanced = self._running
         logits: Any = self._run(batch)
         if self._device_rows is not None:
@@ -106,6 +112,14 @@ class Engine:
                 self._choosing.join()
         else:
             self._advance_lanes(logits)
+        return advanced
+
+    def _land(self) -> list[Group]:
+        """A step whose tokens a device has chosen; if nothing has changed, the one after it is launched first."""
+        advanced, ended = self._ahead.land(self._steady)
+        self._steady = self._ahead.flies()
+        for group in ended:
+            self.drop(group)
         return advanced
 
     def _run(self, batch: Batch) -> NDArray[np.float32]:
@@ -130,7 +144,7 @@ class Engine:
     def _advance_lanes(self, logits: Any) -> None:
         """The same in a steady decode, where most need nothing but a choice."""
         on_device = self._device_rows is not None
-        ended = self._choosing.take_members(logits) if on_device else self._choosing.advance_members(logits)
+        ended = self._choosing.take_chosen(logits) if on_device else self._choosing.advance_members(logits)
         steady = True
         for group, row in self._choosing.others:
             steady = self._advance(group, row, logits) and steady
@@ -145,7 +159,7 @@ class Engine:
         step: Advance | None = None
         if not isinstance(rows, np.ndarray):
             step = self._choosing.advance_group(group, row, rows)
-            rows = self._fetched(group, rows) if step is None else rows
+            rows = fetched(group.policy, rows, self._told) if step is None else rows
         if isinstance(rows, np.ndarray):
             if guesses:
                 step = group.policy.verify(rows, [guess.proposal for guess in guesses])
@@ -168,14 +182,6 @@ class Engine:
         elif guesses is not None:
             group.guesses = [self._guess(group.policy, group.policy.live_index(i)) for i in range(len(step.tokens))]
         return guesses is None and len(step.parents) == count
-
-    def _fetched(self, group: Group, rows: DeviceRows) -> NDArray[np.float32]:
-        """Logits that a device can't choose from by itself; why is logged once."""
-        why = group.policy.needs_logits
-        if why not in self._told:
-            self._told.add(why)
-            logging.getLogger("pyllm").debug("logits come from the device to the host: %s", why)
-        return rows.host()
 
     def _shorten(self, group: Group, guesses: Sequence[Lookup | Draft], grown: Sequence[int]) -> None:
         """What sequences that ran proposals were wrong about leaves the cache."""
@@ -269,6 +275,7 @@ class Engine:
                 release(self.cross, group.source)
         self._groups = []
         self._steady = False
+        self._ahead.forget()
         self._sequences.clear()
         if self._assistant is not None:
             self._assistant.clear()

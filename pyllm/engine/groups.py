@@ -100,8 +100,8 @@ class Choosing:
     def take_members(
         self, chosen: NDArray[np.int32], logits: Callable[[Group, int], NDArray[np.float32]]
     ) -> list[Group]:
-        """The same with what a device has chosen, of each row. logits: those of a group
-        and its row for which that was nothing."""
+        """The same with what a device has chosen, of each row. logits: those
+        of a group, in a row, for which that was nothing."""
         assert self.lanes is not None
         tokens, over = self.lanes.take(chosen)
         if tokens is None:
@@ -190,9 +190,9 @@ class Choosing:
         return listed
 
 
-def fetched(group: Group, rows: DeviceRows, told: set[str]) -> NDArray[np.float32]:
-    """A device's rows on the host, for a group that reads them. told: the reasons that were logged already."""
-    why = "speculation" if group.guesses is not None else group.policy.needs_logits
+def fetched(policy: Policy, rows: DeviceRows, told: set[str]) -> NDArray[np.float32]:
+    """Logits that a device can't choose from by itself; why is logged once: told has the reasons that were."""
+    why = policy.needs_logits
     if why not in told:
         told.add(why)
         logging.getLogger("pyllm").debug("logits come from the device to the host: %s", why)
