@@ -60,6 +60,8 @@ TRANSLATION: dict[str, Any] = {
     [
         ("bart", SUMMARY),
         ("marian", TRANSLATION),
+        ("marian", {"num_beams": 2, "coverage_penalty": 0.3, "length_penalty": 0.5}),
+        ("bart", {"num_beams": 1, "output_cross_attentions": True}),
         ("t5", {"suppress_tokens": [4, 9], "begin_suppress_tokens": [11], "prompt_lookup_num_tokens": 3}),
         ("gpt2", {"do_sample": True, "seed": 3, "prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 1}),
         ("llama", {"assistant_model": "itself", "min_new_tokens": 3, "bad_words_ids": [[5, 17]]}),
