@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kScanThreads) log_softmax_kernel(View x, int64
   if (wanted[row] == 0) return;
   const Top top = top_of(w.tops + row * w.tiles, w.tiles);
   const bool odd = top.has_nan || top.max == INFINITY;
+  if (odd && wanted[row] == 2) return;
   const double lse = log_sum_exp(top, w, row);
   const Shift shift(odd || lse == -INFINITY ? 0.0 : lse);
   float* values = static_cast<float*>(x.data) + row * x.ld;

@@ -270,7 +270,8 @@ size_t top_workspace(int rows, int64_t n, int count);
 void top(const View& logits, int rows, int64_t n, int count, bool normalise, float* out_values, int32_t* out_ids,
          float* out_lse, void* workspace, Stream stream);
 // logits f32 [rows, n], in place, of rows with wanted[r] != 0: x - log-sum-exp, to the bits that top's `normalise`
-// gives. Rows with NaN or +inf become NaN. workspace: log_softmax_workspace() bytes.
+// gives. Rows with NaN or +inf become NaN where wanted[r] is 1 and stay as they are where it is 2. workspace:
+// log_softmax_workspace() bytes.
 size_t log_softmax_workspace(int rows, int64_t n);
 void log_softmax(const View& logits, int rows, int64_t n, const int32_t* wanted, void* workspace, Stream stream);
 

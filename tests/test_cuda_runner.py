@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import os
 import threading
 import weakref
@@ -43,6 +44,40 @@ def test_texts_are_those_of_the_cpu(name: str) -> None:
         found, expected = (m.generate(prompts, max_new_tokens=5, min_length=0, **options) for m in (gpu, cpu))
         for one, other in zip(found, expected, strict=True):
             assert [s.token_ids for s in one.sequences] == [s.token_ids for s in other.sequences], options
+
+
+SUMMARY: dict[str, Any] = {"num_beams": 3, "no_repeat_ngram_size": 3, "forced_eos_token_id": 2, "min_length": 4}
+TRANSLATION: dict[str, Any] = {
+    "num_beams": 2,
+    "bad_words_ids": [[7]],
+    "forced_eos_token_id": 2,
+    "forced_bos_token_id": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bart", SUMMARY),
+        ("marian", TRANSLATION),
+        ("t5", {"suppress_tokens": [4, 9], "begin_suppress_tokens": [11], "prompt_lookup_num_tokens": 3}),
+        ("gpt2", {"do_sample": True, "seed": 3, "prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 1}),
+        ("llama", {"assistant_model": "itself", "min_new_tokens": 3, "bad_words_ids": [[5, 17]]}),
+    ],
+)
+def test_logits_stay_on_the_device(name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    gpu, cpu = (pyllm.load(toy_folder(name), dtype="float32", device=device) for device in ("cuda", "cpu"))
+    prompts = [[5, 17, 80, 3, 9], [11, 4, 4, 60, 61, 62, 4, 4]]
+
+    def texts(model: Any) -> list[list[int]]:
+        own = {"assistant_model": model} if "assistant_model" in options else {}
+        found = model.generate(prompts, max_new_tokens=9, **{"do_sample": False, **options, **own})
+        return [result.token_ids for result in found]
+
+    with caplog.at_level(logging.DEBUG, "pyllm"):
+        found = texts(gpu)
+    assert not [record for record in caplog.records if "come from the device" in record.getMessage()]
+    assert found == texts(cpu)
 
 
 class OnDevice:

@@ -104,6 +104,8 @@ ON_DEVICE: list[dict[str, Any]] = [
     *({**kind, **RULED_OUT} for kind in ({}, {"do_sample": True, "num_return_sequences": 3}, {"num_beams": 3})),
     *({**kind, **PENALISED, "encoder_no_repeat_ngram_size": 3} for kind in ({}, {"do_sample": True}, {"num_beams": 3})),
     {**FORCED, **RULED_OUT, **PENALISED, "num_beams": 4, "suppress_tokens": [6]},
+    {**FORCED, **RULED_OUT, "renormalize_logits": True},
+    {**FORCED, **PENALISED, "renormalize_logits": True, "num_beams": 2},
     {**RULED_OUT, **PENALISED, "suppress_tokens": list(range(23))},
 ]
 ON_HOST: list[tuple[dict[str, Any], str]] = [

@@ -146,7 +146,7 @@ class BeamPolicy(ScoredPolicy):
     def ranking(self) -> Ranking | None:
         if not self._is_told:
             return None
-        changes = None if self._plain else [self._chain.changes(track.tokens) for track in self._live]
+        changes = None if self._plain else [self._chain.changes(track.tokens, True) for track in self._live]
         return Ranking(self._count, changes)
 
     def rank(self, best: Best) -> Advance:

@@ -35,22 +35,25 @@ class FilterChain:
         options = request.options
         self._plain = _plain_filters(request, chosen)
         self._sampling = _sampling_filters(options) if options.do_sample else []
-        self._last: list[Filter] = [lambda scores, _: filters.renormalize(scores)] if options.renormalize_logits else []
+        self._last: list[Rule] = []
+        if options.renormalize_logits:
+            self._last.append(Rule(lambda s, _: filters.renormalize(s), lambda changes, _: changes.renormalise()))
         unfused = options.top_h is not None or options.typical_p < 1 or 0 < options.epsilon_cutoff < 1
         unfused = unfused or 0 < options.eta_cutoff < 1 or options.renormalize_logits or options.num_beams > 1
         self.sampling_fused = options.do_sample and not unfused
+        self._samples = options.do_sample
 
     @property
     def tells(self) -> bool:
         """Whether nothing but `changes` comes before a choice by the likeliest or by the cuts of sampling_fused."""
-        if (self._sampling and not self.sampling_fused) or self._last:
-            return False
-        return all(rule.tell is not None for rule in self._plain)
+        fused = self.sampling_fused or not self._samples
+        return fused and all(rule.tell is not None for rule in self._plain)
 
-    def changes(self, history: list[int]) -> Changes:
-        """What the filters that do not belong to sampling do to the row after `history`; only where `tells`."""
-        changes = Changes()
-        for rule in self._plain:
+    def changes(self, history: list[int], of_log_probabilities: bool = False) -> Changes:
+        """What the filters that do not belong to sampling do to the row after `history`, as logits or as
+        log-probabilities; only where `tells`."""
+        changes = Changes(of_log_probabilities)
+        for rule in (*self._plain, *self._last):
             assert rule.tell is not None
             rule.tell(changes, history)
         return changes
@@ -65,8 +68,11 @@ class FilterChain:
 
     def apply(self, scores: Scores, histories: Histories) -> Scores:
         """All filters, in order. Overwrites `scores`; returns it or what a caller's processor returned."""
-        for one in (*(rule.apply for rule in self._plain), *self._sampling, *self._last):
+        scores = self.apply_plain(scores, histories)
+        for one in self._sampling:
             scores = one(scores, histories)
+        for rule in self._last:
+            scores = rule.apply(scores, histories)
         return scores
 
     def apply_plain(self, scores: Scores, histories: Histories) -> Scores:

@@ -30,8 +30,15 @@ Decode = Callable[[list[int]], str]
 # Options for which a search reads the logits itself where a device could choose, if they differ from their defaults.
 _READ_LOGITS = (
     *("num_beam_groups", "return_alternatives", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits"),
-    *("logits_processor", "prefix_allowed_tokens_fn", "output_scores", "output_logits", "logprobs"),
+    *(
+        "exponential_decay_length_penalty",
+        "remove_invalid_values",
+        "logits_processor",
+        "prefix_allowed_tokens_fn",
+        "output_scores",
+        "output_logits",
+        "logprobs",
+    ),
 )
 
 
@@ -64,9 +71,8 @@ class Choice(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """How many continuations of each live sequence `Policy.rank` needs, of rows of logits that became
-    log-probabilities and were changed then. changes None: there are none; then logits are ranked, as log-probabilities.
-    """
+    """How many continuations of each live sequence `Policy.rank` needs, after which changes; None: of the logits, whose
+    values are to be log-probabilities."""
 
     continuations: int
     changes: Sequence[Changes] | None
@@ -223,6 +229,8 @@ class Policy(ABC):
         """Names of the options for which the logits are read."""
         o, fields = self.options, GenerationOptions.__dataclass_fields__
         given = [name for name in _READ_LOGITS if getattr(o, name) != fields[name].default]
+        if o.do_sample and o.renormalize_logits:
+            given.append("do_sample with renormalize_logits")
         if o.do_sample and (o.num_beams > 1 or o.assistant_model is not None):
             given.append("do_sample with " + ("num_beams" if o.num_beams > 1 else "assistant_model"))
         return ", ".join(given) or "a large vocabulary or many beams"

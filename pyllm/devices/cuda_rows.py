@@ -148,10 +148,10 @@ class CudaRows:
             where = at, at + 4 * len(ids), starts, sizes, fills
             chooser.module.edit(self._view(), count, columns, *where, any_fills=bool(entries[2].any()), stream=stream)
 
-    def log_softmax(self, rows: list[int]) -> None:
+    def log_softmax(self, rows: list[int], marks: Sequence[bool]) -> None:
         count, columns, chooser = len(self), self.shape[1], self._chooser
         wanted = np.zeros(count, np.int32)
-        wanted[rows] = 1
+        wanted[rows] = [1 if each else 2 for each in marks]
         with chooser.turn() as stream:
             workspace = chooser.buffer("workspace", chooser.module.log_softmax_workspace(count, columns))
             at = chooser.upload("wanted", wanted), chooser.memory.address(workspace)

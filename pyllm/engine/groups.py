@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,21 +89,29 @@ class Choosing:
         tokens, over = self.lanes.advance(logits, blocks, scales)
         if tokens is None:
             group, row = self.members[over[0]]
-            self._refuse(group, logits[row : row + 1])
+            self.refuse(group, logits[row : row + 1])
         return self._settle(tokens or [], over)
 
-    def take_members(self, rows: DeviceRows) -> list[Group]:
-        """The same with what a device has chosen."""
-        assert self.lanes is not None
+    def take_chosen(self, rows: DeviceRows) -> list[Group]:
+        """The same with what `choose` has chosen of these rows."""
         assert self.chosen is not None
-        tokens, over = self.lanes.take(self.chosen[0])
+        return self.take_members(self.chosen[0], lambda _, row: rows[row : row + 1].host())
+
+    def take_members(
+        self, chosen: NDArray[np.int32], logits: Callable[[Group, int], NDArray[np.float32]]
+    ) -> list[Group]:
+        """The same with what a device has chosen, of each row. logits: those of a group
+        and its row for which that was nothing."""
+        assert self.lanes is not None
+        tokens, over = self.lanes.take(chosen)
         if tokens is None:
             group, row = self.members[over[0]]
-            self._refuse(group, rows[row : row + 1].host())
+            self.refuse(group, logits(group, row))
         return self._settle(tokens or [], over)
 
-    def _refuse(self, group: Group, row: NDArray[np.float32]) -> None:
-        group.policy.advance(row)  # raises what is wrong with the row
+    def refuse(self, group: Group, row: NDArray[np.float32]) -> None:
+        """Raises what is wrong with a group's logits [1, V]."""
+        group.policy.advance(row)
         raise AssertionError("a row without a choice")
 
     def _settle(self, tokens: list[int], over: list[int]) -> list[Group]:
@@ -143,8 +152,7 @@ class Choosing:
         self.best |= self._ranked(rows, [one for one in ranking if one[2].changes is not None])
 
     def _wanted(self, rows: DeviceRows) -> tuple[list[tuple[Group, int, Choice]], list[tuple[Group, int, Ranking]]]:
-        """Who has the device choose, and who has it rank; the rows of the latter become log-probabilities if they are
-        to be changed."""
+        """Who has the device choose, and who has it rank."""
         wanted: list[tuple[Group, int, Choice]] = []
         ranking: list[tuple[Group, int, Ranking]] = []
         for group, row in (self._by_row() if self.lanes is None else self.others) if rows.can_choose else ():
@@ -153,9 +161,6 @@ class Choosing:
                 wanted.append((group, row, choice))
             elif (asked := policy.ranking) is not None and rows.can_rank(asked.continuations):
                 ranking.append((group, row, asked))
-        normalised = [row + i for group, row, one in ranking if one.changes is not None for i in range(group.rows)]
-        if normalised:
-            rows.log_softmax(normalised)
         return wanted, ranking
 
     def _ranked(self, rows: DeviceRows, ranking: Sequence[tuple[Group, int, Ranking]]) -> dict[int, Best]:
@@ -183,6 +188,15 @@ class Choosing:
             listed.append((group, row))
             row += group.rows
         return listed
+
+
+def fetched(group: Group, rows: DeviceRows, told: set[str]) -> NDArray[np.float32]:
+    """A device's rows on the host, for a group that reads them. told: the reasons that were logged already."""
+    why = "speculation" if group.guesses is not None else group.policy.needs_logits
+    if why not in told:
+        told.add(why)
+        logging.getLogger("pyllm").debug("logits come from the device to the host: %s", why)
+    return rows.host()
 
 
 def fill(entries: NDArray[Any], choice: Choice, width: int) -> int:

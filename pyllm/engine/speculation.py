@@ -99,7 +99,7 @@ class Draft:
         return self._most > 0
 
     def changes(self) -> Changes | None:
-        """What a device has to do to the assistant's logits, whose best token is then to be added; None: `take`s them."""
+        """What a device has to do to the assistant's logits, whose best token is to be added then; None: `take` it."""
         return self._drafting.changes(self.text)
 
     def take(self, row: NDArray[np.float32]) -> bool:

@@ -139,8 +139,9 @@ class DeviceRows(Protocol):
     def edit(self, rows: list[int], edits: Sequence[Edit]) -> None:
         """Changes some rows in place."""
 
-    def log_softmax(self, rows: list[int]) -> None:
-        """Log-probabilities, in place, of some rows; those that hold NaN or +inf become NaN."""
+    def log_softmax(self, rows: list[int], marks: Sequence[bool]) -> None:
+        """Log-probabilities, in place, of some rows; one that holds NaN or +inf becomes NaN if `marks` says so, else
+        stays as it is."""
 
     def choose(self, choices: NDArray[Any], cuts: int = CUT) -> NDArray[np.int32]:
         """A token for each of `choices` (CHOICE [R]; for a single row any number of them): what decode.sample and
