@@ -70,10 +70,13 @@ void look_up(const MatrixShape& shape, const uint8_t* stored, int64_t row, float
   else for_row(shape, stored, row, [&](int64_t k, float value) { out[k] = scale * value; });
 }
 
-void read_codes(const MatrixShape& shape, const uint8_t* packed, uint8_t* codes, float* scales) {
+void read_codes(const MatrixShape& shape, const uint8_t* packed, int64_t begin, int64_t end, uint8_t* codes,
+                float* scales) {
   const Format f = shape.format;
   const int64_t k = shape.k, groups = is_i8(f) ? 1 : packed_k(f, k) / group_of(f);
-  for (int64_t row = 0; row < shape.n(); row++, codes += k, scales += groups) {
+  codes += begin * k;
+  scales += begin * groups;
+  for (int64_t row = begin; row < end; row++, codes += k, scales += groups) {
     const uint8_t* panel = packed + size_t(row / kPanel) * panel_bytes(f, k);
     const int64_t j = row % kPanel;
     if (is_i8(f)) {

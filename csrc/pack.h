@@ -74,7 +74,9 @@ void pack_bias(const MatrixShape& shape, const std::vector<const float*>& parts,
 // out[0 .. k) = scale * row, or added to what is there.
 void look_up(const MatrixShape& shape, const uint8_t* stored, int64_t row, float scale, bool add, float* out);
 
-// The codes [n][k] (int8, or 0 to 15) and scales [n][groups] of a packed int8 or int4 matrix without zero points.
-void read_codes(const MatrixShape& shape, const uint8_t* packed, uint8_t* codes, float* scales);
+// The codes [n][k] (int8, or 0 to 15) and scales [n][groups] of a packed int8 or int4 matrix without zero points: those
+// of rows [begin, end).
+void read_codes(const MatrixShape& shape, const uint8_t* packed, int64_t begin, int64_t end, uint8_t* codes,
+                float* scales);
 
 }  // namespace pyllm

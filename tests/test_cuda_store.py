@@ -16,10 +16,10 @@ from cuda_runners import chosen_device  # noqa: F401
 
 import pyllm
 from pyllm.checkpoint import open_checkpoint
-from pyllm.devices import cuda_store, packed_cache
+from pyllm.devices import cuda_packing, cuda_store, packed_cache
 from pyllm.devices.cuda import CudaRunner
 from pyllm.devices.cuda_memory import DeviceMemory
-from pyllm.devices.cuda_packing import BLOCK, DeviceWeights
+from pyllm.devices.cuda_packing import DeviceWeights
 from pyllm.devices.lowering import Lowering
 from pyllm.devices.packing import load_weights
 from pyllm.models import bind, build_network, network_of
@@ -212,8 +212,9 @@ class Views:
 
 
 @pytest.mark.parametrize("quantization", [None, "int8", "int4", "int4-g128"])
-def test_packing_takes_the_memory_of_one_matrix(quantization: str | None) -> None:
+def test_packing_takes_the_memory_of_one_matrix(quantization: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside what the checkpoint holds mapped: its codes, before and after they are in order."""
+    monkeypatch.setattr(cuda_packing, "BLOCK", 1 << 13)  # what threads have under way is little
     config = {**open_checkpoint(toy_folder("llama")).config, "hidden_size": 512, "intermediate_size": 1024}
     config.update(num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, head_dim=64)
     network = build_network(config)
@@ -226,7 +227,7 @@ def test_packing_takes_the_memory_of_one_matrix(quantization: str | None) -> Non
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1.2 * largest + 2 * BLOCK, (peak, largest)  # blocks: what is under way
+    assert peak < 1.3 * largest, (peak, largest)
 
 
 def test_memory_is_that_of_one_runner(device: Device) -> None:

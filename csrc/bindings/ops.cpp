@@ -7,6 +7,7 @@
 
 #include "common.h"
 #include "errors.h"
+#include "threads.h"
 
 namespace pyllm {
 namespace {
@@ -68,7 +69,10 @@ py::tuple quantize(const py::array& w, const std::string& dtype, const py::objec
   {
     py::gil_scoped_release nogil;
     const PackedMatrix packed(shape, std::vector<Source>{source}, {}, runtime);
-    read_codes(shape, packed.data(), to, scale);
+    Pool::instance().run(runtime.threads, [&](Team& team) {
+      const Team::Range mine = team.part(source.rows);
+      read_codes(shape, packed.data(), mine.begin, mine.end, to, scale);
+    });
   }
   return py::make_tuple(codes, scales);
 }

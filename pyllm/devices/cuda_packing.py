@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -32,6 +33,7 @@ FORMATS = {
 ELEMENTS = {0: np.float32, 1: np.uint16, 2: np.float16}  # of the float formats' codes
 ROWS = 16  # packed rows come in tiles of so many
 BLOCK = 1 << 18  # weights converted at a time, so that what that needs stays in the caches
+MOST_THREADS = 8  # more would wait for the interpreter's lock
 MOST_ZERO = 16  # GPTQ stores zero points less one: 0..15
 
 A = TypeVar("A")
@@ -176,14 +178,14 @@ def pack_floats(
     sizes, k = [len(part) for part in parts], parts[0].shape[1]
     places, out = Places(sizes, gated), layout_of(sizes, k, dtype, gated, bool(bias))
     codes = out.codes.full()
-    step = max(1, BLOCK // max(k, 1))
-    for i, part in enumerate(parts):
-        for begin in range(0, len(part), step):
-            rows = _converted(part[begin : begin + step], dtype)
-            if dtype == "float16" and not np.isfinite(rows).all():
-                row = begin + int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-                raise _unfit(row, i, name)
-            codes[places.of(i, begin, len(rows)), :k] = rows
+
+    def convert(i: int, begin: int, end: int) -> None:
+        rows = _converted(parts[i][begin:end], dtype)
+        if dtype == "float16" and not np.isfinite(rows).all():
+            raise _unfit(begin + int(np.flatnonzero(~np.isfinite(rows).all(1))[0]), i, name)
+        codes[places.of(i, begin, len(rows)), :k] = rows
+
+    _by_blocks(convert, sizes, k)
     return Packed(out.format, codes, None, None, places.bias(bias), out.n, k, out.ld, gated)
 
 
@@ -217,20 +219,21 @@ def pack_codes(
     words, scales4 = out.codes.full(0x88), out.scales.full()
     zeros4 = None if out.zeros is None else out.zeros.full(8)
     groups = -(-k // group)  # of a row; the rest up to ld have a scale of zero
-    step = max(1, BLOCK // ld)
-    for i, (codes, scales, zeros) in enumerate(parts):
-        for begin in range(0, len(codes), step):
-            end = min(begin + step, len(codes))
-            at = places.of(i, begin, end - begin)
-            scales4[at, :groups] = scales[begin:end]  # one for all inputs becomes that of each group
-            last = np.full(end - begin, 8, np.uint8)
-            if zeros4 is not None and zeros is not None:
-                zeros4[at, :groups] = zeros[begin:end]
-                last = np.minimum(zeros[begin:end, -1], 15)  # 16 is no code; these inputs are not there
-            wide = np.full((end - begin, ld), 8, np.uint8)
-            wide[:, k : groups * group] = last[:, None]
-            wide[:, :k] = codes[begin:end]
-            words[at] = interleaved(wide)
+
+    def pack(i: int, begin: int, end: int) -> None:
+        codes, scales, zeros = parts[i]
+        at = places.of(i, begin, end - begin)
+        scales4[at, :groups] = scales[begin:end]  # one for all inputs becomes that of each group
+        last = np.full(end - begin, 8, np.uint8)
+        if zeros4 is not None and zeros is not None:
+            zeros4[at, :groups] = zeros[begin:end]
+            last = np.minimum(zeros[begin:end, -1], 15)  # 16 is no code; these inputs are not there
+        wide = np.full((end - begin, ld), 8, np.uint8)
+        wide[:, k : groups * group] = last[:, None]
+        wide[:, :k] = codes[begin:end]
+        words[at] = interleaved(wide)
+
+    _by_blocks(pack, sizes, ld)
     return Packed(out.format, words, scales4, zeros4, packed_bias, out.n, k, ld, gated)
 
 
@@ -240,9 +243,28 @@ def interleaved(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Of 128 codes, k = 32 j + 8 t + 2 i + h goes to nibble i + 4 h of word j of piece t: byte 2 h + i / 2, the low nibble
     where i is even.
     """
-    of = codes.reshape(len(codes), -1, 4, 4, 2, 2, 2)  # [n, chunk, j, t, i / 2, i % 2, h]
-    both = of[..., 0, :] | of[..., 1, :] << 4
-    return np.ascontiguousarray(both.transpose(0, 1, 3, 2, 5, 4)).reshape(len(codes), -1)
+    eight = codes.view(np.uint64)  # 2 i + h is the byte
+    pairs = (eight | eight >> np.uint64(12)) & np.uint64(0x0000FFFF0000FFFF)  # bytes 0, 1, 4, 5: of i = 0, 1 and 2, 3
+    words = pairs & np.uint64(0xFF)
+    words |= pairs >> np.uint64(24) & np.uint64(0xFF00)
+    words |= (pairs & np.uint64(0xFF00)) << np.uint64(8)
+    words |= pairs >> np.uint64(16) & np.uint64(0xFF000000)
+    of = words.astype(np.uint32).reshape(len(codes), -1, 4, 4)  # [n, chunk, j, t]
+    return np.ascontiguousarray(of.transpose(0, 1, 3, 2)).view(np.uint8).reshape(len(codes), -1)
+
+
+def _by_blocks(work: Callable[[int, int, int], None], sizes: Sequence[int], k: int) -> None:
+    """work(part, begin, end) of all blocks of rows, by several threads where there are several blocks."""
+    step = max(1, BLOCK // max(k, 1))
+    blocks = [(i, begin, min(begin + step, size)) for i, size in enumerate(sizes) for begin in range(0, size, step)]
+    threads = min(MOST_THREADS, _C.default_threads(), len(blocks))
+    if threads < 2:
+        for block in blocks:
+            work(*block)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda block: work(*block), blocks):
+            pass
 
 
 class Places:
