@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tested_device
 from cuda_arrays import device  # noqa: F401
 from toy_models import CONFIGS
 
@@ -31,6 +32,12 @@ os.environ.setdefault("PYLLM_PACKED_CACHE", "0")
 os.environ.setdefault("PYLLM_TUNING", os.devnull + ".none")
 
 REQUIRED = [text for name in os.environ.get("PYLLM_REQUIRE", "").split(",") if name for text in _WANTS[name]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if (reason := tested_device.why_skipped(item)) is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -432,6 +432,7 @@ def test_two_threads_generate_on_one_model(model: pyllm.LanguageModel) -> None:
     assert [found[prompt] for prompt in prompts] == expected
 
 
+@pytest.mark.cpu_only("a GPU's model does not survive fork, which test_cuda_runner.py shows")
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_after_load_generates_the_same(model: pyllm.LanguageModel) -> None:

@@ -36,6 +36,8 @@ from pyllm.program.program import Attention, CrossAttention, Linear, StoreCross
 from pyllm.program.recorder import Recorder
 from pyllm.program.tensors import Disentangled
 
+pytestmark = pytest.mark.cpu_only("CpuRunner; CudaRunner's are in test_cuda_models.py")
+
 NETWORKS: dict[str, Callable[[], Network]] = {
     "decoder": lambda: as_network(decoder()),
     "encoder": encoder,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tested_device
 from conftest import OWN_ORDER, recorded_cases, recorded_logits, toy_folder
 from stepping import Stepper, greedy, logits_of
 from toy_models import SEARCH_MODELS
@@ -35,8 +36,7 @@ def make_runner(name: str, kind: str, num_threads: int | None = None, isa: str |
     tensors = bind(program, checkpoint)
     if kind == "float64":
         return ReferenceRunner(program, tensors)
-    cpu = pytest.importorskip("pyllm.devices.cpu", reason="the C++ core is not built")
-    return cpu.CpuRunner(program, tensors, dtype=kind, num_threads=num_threads, isa=isa)
+    return tested_device.make_runner(program, tensors, dtype=kind, num_threads=num_threads, isa=isa)
 
 
 @pytest.mark.parametrize("kind", RUNNERS)

@@ -16,6 +16,8 @@ from conftest import common_order_isas
 from pyllm import _C, errors, ops
 from pyllm.program import reference
 
+pytestmark = pytest.mark.cpu_only("its kernels")
+
 EPS = 2.0**-24
 # The polynomials behind exp, erf and tanh, and what is done with their results: a few units in the last place.
 FUNCTION = 12 * EPS

@@ -17,6 +17,8 @@ from pyllm.errors import ArrayError
 from pyllm.models import bind, network_of
 from pyllm.program.batch import Batch
 
+pytestmark = pytest.mark.cpu_only("its packed weights")
+
 FIXTURE = Path(__file__).parent / "fixtures" / "llama"
 KEY = "k" * 64
 

@@ -21,6 +21,8 @@ from pyllm.devices.cpu import CpuRunner
 from pyllm.models import bind, build_program
 from pyllm.program.batch import Batch
 
+pytestmark = pytest.mark.cpu_only("CpuRunner; CudaRunner's are in test_cuda_runner.py")
+
 
 @pytest.fixture(scope="module")
 def runner() -> CpuRunner:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tested_device
 from conftest import recorded_cases, toy_folder
 from toy_seq2seq import CONFIGS, GENERATING, GENERATION, SEARCH_MODELS
 
@@ -61,7 +62,8 @@ def test_a_batch_gives_what_single_sources_give(load: Load, name: str) -> None:
     for result, source in zip(model.generate(sources, **base), sources, strict=True):
         single = model.generate(source, **base)
         assert [sequence.token_ids for sequence in result.sequences] == [s.token_ids for s in single.sequences]
-        assert [sequence.score for sequence in result.sequences] == [s.score for s in single.sequences]
+        scores = [sequence.score for sequence in result.sequences]
+        tested_device.assert_same_numbers(scores, [sequence.score for sequence in single.sequences])
 
 
 def live(name: str) -> Any:

@@ -18,6 +18,8 @@ from pyllm.checkpoint import open_checkpoint
 from pyllm.devices.cpu import CpuRunner
 from pyllm.models import bind, build_program
 
+pytestmark = pytest.mark.cpu_only("its threads")
+
 IDS = [5, 9, 2, 77, 40, 8, 31] * 6
 
 

@@ -16,6 +16,8 @@ from pyllm.devices import tuning
 from pyllm.devices.tuning import NEVER, Thresholds
 from pyllm.errors import InvalidOptionError
 
+pytestmark = pytest.mark.cpu_only("its thresholds")
+
 
 @pytest.fixture(autouse=True)
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
