@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from cuda_arrays import Device
 from engine_doubles import DoubleCache, DoubleRunner
 from test_lanes import CASES, by_hand, drive, policies_of
 
+from pyllm.decode.chain import FilterChain
+from pyllm.decode.changes import make
 from pyllm.decode.options import GenerationOptions
-from pyllm.decode.policy import Policy, make_policy
+from pyllm.decode.policy import Policy, Request, make_policy
 from pyllm.devices.cuda_rows import Chooser, CudaRows
 from pyllm.engine.engine import Engine
 from pyllm.engine.speculation import Assistant
@@ -263,6 +266,52 @@ def test_damaged_logits_are_reported(device: Device, options: dict[str, Any], at
 
     with Engine(Damaged(device)) as engine, pytest.raises(NumericError, match=f"NaN at position {at}"):
         drive(engine, [policy_of({"eos_token_id": [], **options})], late=0)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_forced_tokens_hide_damage_as_on_the_host(device: Device, beams: int) -> None:
+    """Greedy search never looks at what a forced token overwrites, beams do."""
+
+    def damaged(row: Any, tokens: list[int]) -> Any:
+        return np.full_like(row, np.nan) if len(tokens) == 14 else row
+
+    class OnDeviceDamaged(OnDevice):
+        def logits(self, tokens: list[int]) -> Any:
+            return damaged(super().logits(tokens), tokens)
+
+    class OnHostDamaged(DoubleRunner):
+        def logits(self, tokens: list[int]) -> Any:
+            return damaged(super().logits(tokens), tokens)
+
+    options = {"eos_token_id": [], "forced_eos_token_id": 6, "num_beams": beams}
+    policies = policy_of(options), policy_of(options)
+    sees: AbstractContextManager[Any]
+    sees = pytest.raises(NumericError, match="NaN at position 14") if beams > 1 else nullcontext()
+    with Engine(OnDeviceDamaged(device)) as engine, sees:
+        drive(engine, [policies[0]], late=0)
+    with sees:
+        by_hand(policies[1], OnHostDamaged())
+    if beams == 1:
+        assert outcome(policies[0]) == outcome(policies[1])
+
+
+HISTORIES = [[1], [1, 4, 3, 9], [1, 2, 3, 4, 3, 9, 2, 3], [1, *range(12)] * 3]
+
+
+@pytest.mark.parametrize("renormalised", [False, True])
+@pytest.mark.parametrize("options", [FORCED, RULED_OUT, PENALISED, {**FORCED, **RULED_OUT, **PENALISED}], ids=str)
+def test_changes_are_what_filters_do(device: Device, options: dict[str, Any], renormalised: bool) -> None:
+    """To the bit; log-probabilities, whose sums are rounded elsewhere, nearly."""
+    built = GenerationOptions.build({}, {"eos_token_id": [5], "renormalize_logits": renormalised, **options})
+    chain = FilterChain(Request([1], built, 23, 9, seed=0, source_ids=[4, 3, 9, 30]))
+    rows = np.random.RandomState(3).standard_normal((len(HISTORIES), 64)).astype(np.float32)[:, :23]
+    expected = [chain.apply(row[None].copy(), [history]) for row, history in zip(rows, HISTORIES, strict=True)]
+    padded = np.full((len(rows), 64), np.nan, np.float32)
+    padded[:, :23] = rows
+    held = Chooser(device.module, device.xp, Memory(device)).rows(device.to_device(padded)[:, :23])
+    make(held, [(i, chain.changes(history)) for i, history in enumerate(HISTORIES)])
+    tolerance = 2e-6 if renormalised else 0
+    np.testing.assert_allclose(held.host(), np.concatenate(expected), rtol=tolerance, atol=tolerance)
 
 
 def test_scoring_reads_the_rows(device: Device) -> None:
