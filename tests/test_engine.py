@@ -10,7 +10,8 @@ from engine_doubles import DoubleCache, DoubleRunner
 from numpy.typing import NDArray
 
 from pyllm.decode.options import GenerationOptions
-from pyllm.decode.policy import Advance, Hypothesis, Policy, Request, Track
+from pyllm.decode.policy import Hypothesis, Policy, Request, Track
+from pyllm.decode.steps import Advance
 from pyllm.engine.engine import Engine
 from pyllm.engine.sequences import SequenceTable
 from pyllm.errors import OutOfMemoryError

@@ -20,7 +20,8 @@ from . import _search, filters
 from .beam import BeamPolicy
 from .chain import FilterChain
 from .greedy import GreedyPolicy
-from .policy import Advance, Hypothesis, Policy, Request
+from .policy import Hypothesis, Policy, Request
+from .steps import Advance
 from .stopping import Stopping
 from .track import Stop, Track
 

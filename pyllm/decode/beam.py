@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..program.batch import Best
 from . import _search
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Policy, Ranking, Request
+from .policy import Hypothesis, Policy, Request
+from .steps import Advance, Ranking
 from .stopping import Stopping
 from .track import Stop, Track
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from . import _search
 from .beam import OUT, Continuation, ScoredPolicy, best_continuations, ended, grown
 from .chain import FilterChain
-from .policy import Advance, Hypothesis, Request
+from .policy import Hypothesis, Request
+from .steps import Advance
 from .stopping import Stopping
 from .track import Stop, Track
 

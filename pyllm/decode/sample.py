@@ -16,7 +16,8 @@ from ..errors import NumericError
 from ..program.batch import DeviceRows
 from . import _search
 from .chain import FilterChain
-from .policy import Advance, Choice, Hypothesis, Policy, Proposal, Request, Verified
+from .policy import Hypothesis, Policy, Request
+from .steps import Advance, Choice, Proposal, Verified
 from .stopping import Stopping
 from .track import Stop, Track
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decode.policy import Advance, Policy, Verified
+from ..decode.policy import Policy
+from ..decode.steps import Advance, Verified
 from ..errors import InvalidOptionError
 from ..program.batch import Batch, Capture, DeviceRows, KvCache, Runner, on_host
 from .ahead import RunAhead

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..decode import _search, changes
-from ..decode.policy import Advance, Choice, Policy, Ranking
+from ..decode.policy import Policy
+from ..decode.steps import Advance, Choice, Ranking
 from ..program.batch import CHOICE, CUT, CUT_BY_K, UNCUT, Best, DeviceRows, Runner, Summary
 from ..program.program import Linear, Program
 from .sources import Source

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ..decode.changes import Changes, make
 from ..decode.drafting import Drafted, Drafting, likeliest
 from ..decode.option_names import MOST_PROPOSED
-from ..decode.policy import Policy, Proposal
+from ..decode.policy import Policy
+from ..decode.steps import Proposal
 from ..program.batch import KvCache, Runner, on_host
 from ..tokenization import Tokenizer
 from .batching import BatchBuilder
