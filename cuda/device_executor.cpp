@@ -84,6 +84,17 @@ void Executor::set_buckets(bool enable) {
   buckets_ = enable;
 }
 
+void Executor::profile(bool enable) {
+  std::lock_guard<std::mutex> turn(mutex_);
+  profiled_ = enable;
+  if (enable) profile_ = std::make_unique<DeviceProfile>(program_);
+}
+
+std::vector<RoutineTimes> Executor::times() const {
+  std::lock_guard<std::mutex> turn(mutex_);
+  return profile_ ? profile_->times() : std::vector<RoutineTimes>();
+}
+
 void Executor::place_tables(uint8_t* address) {
   std::lock_guard<std::mutex> turn(mutex_);
   const std::vector<uint8_t> tables = weights_.tables(reinterpret_cast<uintptr_t>(address));
@@ -169,7 +180,8 @@ Frame Executor::frame(const Place& at, bool has_cross, float* output, int64_t ou
 }
 
 void Executor::launch(size_t routine, const Frame& frame) {
-  Launches(program_, routine, routines_[routine].plan, weights_, type_, frame, lane_->stream).run();
+  Launches(program_, routine, routines_[routine].plan, weights_, type_, frame, lane_->stream)
+      .run(profiled_ ? profile_.get() : nullptr);
 }
 
 // The first time as it is, so that everything is loaded; captured the second time. The output goes to the caller's
@@ -180,12 +192,12 @@ void Executor::run_bucket(size_t routine, Bucket& bucket, float* output) {
   float* own = reinterpret_cast<float*>(arena_ + at.output);
   upload_.send(at.layout, step_, {}, arena_, lane_->stream);
   const Frame f = frame(at, step_.has_cross(), own, ld);
-  if (bucket.runs > 0 && !bucket.graph && graphs_available()) {
+  if (bucket.runs > 0 && !bucket.graph && !profiled_ && graphs_available()) {
     cuda::Capture capture(lane_->stream);
     launch(routine, f);
     bucket.graph = capture.finish();
   }
-  if (bucket.graph) bucket.graph.launch(lane_->stream);
+  if (bucket.graph && !profiled_) bucket.graph.launch(lane_->stream);
   else launch(routine, f);
   bucket.runs = 1;
   copy_on_device(output, own, size_t(step_.batch().logits * ld) * sizeof(float), lane_->stream);
@@ -283,6 +295,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
     consumed_.record(consumer);
     consumed_.make_stream_wait(lane_->stream);
   }
+  if (profiled_) profile_->begin(lane_->stream);
   if (bucket) {
     run_bucket(size_t(index), *bucket, output);
   } else {
@@ -292,6 +305,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
     for (const DeviceCapture::Copy& copy : captured.copies) copy_to_host(copy.to, copy.from, copy.bytes, lane_->stream);
     if (capture) synchronise(lane_->stream);
   }
+  if (profiled_) profile_->end(program_, size_t(index), step_);
   if (consumer != lane_->stream) {
     produced_.record(lane_->stream);
     produced_.make_stream_wait(consumer);
