@@ -99,7 +99,7 @@ class LazyRunner(DoubleRunner):
         assert cuts >= _cuts_needed(choices, self.vocab_size)
         self._check(batch, cache)
         if after is not None:
-            assert after is self._last, "only the step before says what follows"
+            assert self._last is after, "only the step before says what follows"
             assert not after.waited
             assert after.after is None or after.after.waited, "two steps ahead"
             assert len(after.batch.ids) == rows
