@@ -38,6 +38,7 @@ def choices(card: Any, only: str) -> Iterator[dict[str, Any]]:
         copies = 1 if card.tiny else max(1, (192 << 20) // (rows * width * 4) + 1)
         labels = [f"choose {name} {rows} x {VOCABULARY}" for name in CUTS]
         labels.append(f"top {BEST} of {rows} x {VOCABULARY}")
+        labels.append(f"log_softmax {rows} x {VOCABULARY}, one token ruled out")
         wanted = [label for label in labels if re.search(only, label)]
         if not wanted:
             continue
@@ -46,8 +47,10 @@ def choices(card: Any, only: str) -> Iterator[dict[str, Any]]:
         for label, cuts in zip(labels, CUTS.values(), strict=False):
             if label in wanted:
                 yield chosen(card, label, cuts, ready, views)
-        if labels[-1] in wanted:
-            yield ranked(card, labels[-1], ready, views)
+        if labels[-2] in wanted:
+            yield ranked(card, labels[-2], ready, views)
+        if labels[-1] in wanted:  # the last one: it changes the rows
+            yield changed(card, labels[-1], ready, views, held)
 
 
 def chosen(card: Any, label: str, cuts: tuple[float, int, float, float, int], ready: Any, views: Any) -> dict[str, Any]:
@@ -99,3 +102,27 @@ def ranked(card: Any, label: str, ready: Any, views: Any) -> dict[str, Any]:
     if not error < 1e-4:
         raise SystemExit(f"{label} differs from the host by {error:.3g}")
     return {"case": label, "us": card.microseconds(launch, len(views)), "bytes": rows * width * 4, "error": error}
+
+
+def changed(card: Any, label: str, ready: Any, views: Any, held: Any) -> dict[str, Any]:
+    rows, width = ready.shape
+    wanted, lengths, zeros = (card.xp.full(rows, value, np.int32) for value in (1, 1, 0))
+    entries = card.xp.asarray(np.array([~5], np.int32)), card.xp.asarray(np.array([-np.inf], np.float32))
+    workspace = card.xp.zeros(card.module.log_softmax_workspace(rows, width), np.uint8)
+    of_edit = [card.pointer(array) for array in (*entries, zeros, lengths, zeros)]
+    of_sums = card.pointer(wanted), card.pointer(workspace)
+
+    def launch(i: int, stream: int) -> None:
+        card.module.log_softmax(views[i], rows, width, *of_sums, stream=stream)
+        card.module.edit(views[i], rows, width, *of_edit, any_fills=False, stream=stream)
+
+    launch(0, 0)
+    card.synchronise()
+    expected = ready.copy()
+    _search.log_softmax_(expected)
+    expected[:, 5] = -np.inf
+    with np.errstate(invalid="ignore"):
+        error = float(np.nanmax(np.abs(card.host(held[0]) - expected)))
+    if not error < 1e-4:
+        raise SystemExit(f"{label} differs from the host by {error:.3g}")
+    return {"case": label, "us": card.microseconds(launch, len(views)), "bytes": 2 * rows * width * 4, "error": error}

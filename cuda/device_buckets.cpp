@@ -170,12 +170,12 @@ void Executor::launch_bucket(size_t routine, Bucket& bucket) {
     advance(tokens, sizes.rows, v.sequence, const_cast<int32_t*>(v.ids), const_cast<int32_t*>(v.positions),
             const_cast<int32_t*>(v.context), choices, lane_->stream);
   };
-  if (bucket.runs > 0 && !bucket.graph && graphs_available()) {
+  if (bucket.runs > 0 && !bucket.graph && !profiled_ && graphs_available()) {
     cuda::Capture capture(lane_->stream);
     enqueue();
     bucket.graph = capture.finish();
   }
-  if (bucket.graph) bucket.graph.launch(lane_->stream);
+  if (bucket.graph && !profiled_) bucket.graph.launch(lane_->stream);
   else enqueue();
   bucket.runs = 1;
 }
@@ -223,6 +223,7 @@ std::shared_ptr<Flight> Executor::run_ahead(int index, const Batch& batch, KvCac
 
   std::lock_guard<std::mutex> lane(lane_->mutex);
   const Place& at = wanted.place;
+  if (profiled_) profile_->begin(lane_->stream);
   upload_.send(at.layout, step_, {{}, choices}, arena_, lane_->stream, after);
   try {
     launch_bucket(size_t(index), wanted);
@@ -232,6 +233,7 @@ std::shared_ptr<Flight> Executor::run_ahead(int index, const Batch& batch, KvCac
     throw;
   }
   upload_.advanced(at.layout, flight);
+  if (profiled_) profile_->end(program_, size_t(index), step_);
   return flight;
 }
 

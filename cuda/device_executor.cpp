@@ -42,6 +42,17 @@ void Executor::set_buckets(bool enable) {
   buckets_ = enable;
 }
 
+void Executor::profile(bool enable) {
+  std::lock_guard<std::mutex> turn(mutex_);
+  profiled_ = enable;
+  if (enable) profile_ = std::make_unique<DeviceProfile>(program_);
+}
+
+std::vector<RoutineTimes> Executor::times() const {
+  std::lock_guard<std::mutex> turn(mutex_);
+  return profile_ ? profile_->times() : std::vector<RoutineTimes>();
+}
+
 void Executor::place_tables(uint8_t* address) {
   std::lock_guard<std::mutex> turn(mutex_);
   const std::vector<uint8_t> tables = weights_.tables(reinterpret_cast<uintptr_t>(address));
@@ -52,7 +63,8 @@ void Executor::place_tables(uint8_t* address) {
 }
 
 void Executor::launch(size_t routine, const Frame& frame) {
-  Launches(program_, routine, routines_[routine].plan, weights_, type_, frame, lane_->stream).run();
+  Launches(program_, routine, routines_[routine].plan, weights_, type_, frame, lane_->stream)
+      .run(profiled_ ? profile_.get() : nullptr);
 }
 
 void Executor::run_as_is(size_t routine, const Place& at, float* output, const DeviceCapture* capture) {
@@ -142,6 +154,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
     consumed_.record(consumer);
     consumed_.make_stream_wait(lane_->stream);
   }
+  if (profiled_) profile_->begin(lane_->stream);
   if (in_bucket) {
     const size_t bytes = size_t(batch.logits * output_ld(index)) * sizeof(float);
     upload_.send(in_bucket->place.layout, step_, {}, arena_, lane_->stream);
@@ -154,6 +167,7 @@ void Executor::run(int index, const Batch& batch, KvCache& cache, KvCache* cross
     for (const DeviceCapture::Copy& copy : captured.copies) copy_to_host(copy.to, copy.from, copy.bytes, lane_->stream);
     if (capture) synchronise(lane_->stream);
   }
+  if (profiled_) profile_->end(program_, size_t(index), step_);
   if (consumer != lane_->stream) {
     produced_.record(lane_->stream);
     produced_.make_stream_wait(consumer);

@@ -10,6 +10,7 @@
 #include "capture.h"
 #include "device_memory.h"
 #include "device_plan.h"
+#include "device_profile.h"
 #include "device_weights.h"
 #include "launches.h"
 #include "program.h"
@@ -49,6 +50,10 @@ class Executor {
 
   // Whether decode steps are brought up to the sizes of buckets, so that graphs serve them. Changes no result.
   void set_buckets(bool enable);
+
+  // Times every op from now on, from zero, or no longer. Steps then run without graphs, and run() waits for them.
+  void profile(bool enable);
+  std::vector<RoutineTimes> times() const;  // by routine, on the device's clock
 
   const Program& program() const { return program_; }
   const Routine& routine(int index) const;  // throws Error(array) when there is no such
@@ -109,7 +114,8 @@ class Executor {
   std::vector<Prepared> routines_;
 
   mutable std::mutex mutex_;  // taken before the lane's
-  bool buckets_ = true;
+  bool buckets_ = true, profiled_ = false;
+  std::unique_ptr<DeviceProfile> profile_;
   uint8_t* arena_ = nullptr;
   size_t arena_bytes_ = 0;
   Step step_;

@@ -190,10 +190,12 @@ size_t Launches::workspace() {
   return most;
 }
 
-void Launches::run() {
+void Launches::run(DeviceProfile* profile) {
+  if (profile) profile->mark(stream_);
   for (size_t i = 0; i < r_.ops.size(); i++) {
     std::visit([&](const auto& o) { apply(o, i); }, r_.ops[i]);
     if (f_.capture) capture(i);
+    if (profile) profile->mark(stream_);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "device_plan.h"
+#include "device_profile.h"
 #include "device_weights.h"
 #include "launch.h"
 #include "program.h"
@@ -33,8 +34,8 @@ class Launches {
  public:
   Launches(const Program& program, size_t routine, const Plan& plan, const DeviceWeights& weights, Type type,
            const Frame& frame, Stream stream);
-  size_t workspace();  // bytes of scratch that any op needs; of the frame only sizes count
-  void run();
+  size_t workspace();                          // bytes of scratch that any op needs; of the frame only sizes count
+  void run(DeviceProfile* profile = nullptr);  // which is marked before the first op and after each
 
  private:
   const Buffer& buffer(int id) const { return r_.buffers[size_t(id)]; }

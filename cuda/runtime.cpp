@@ -122,9 +122,9 @@ PinnedMemory::PinnedMemory(size_t bytes) : bytes_(bytes) {
 }
 void PinnedMemory::Free::operator()(void* p) const { cudaFreeHost(p); }
 
-Event::Event() {
+Event::Event(bool timed) {
   cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  check(cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming), "making an event");
   event_.reset(event);
 }
 void Event::Free::operator()(void* p) const { cudaEventDestroy(static_cast<cudaEvent_t>(p)); }
@@ -134,6 +134,13 @@ void Event::record(Stream stream) {
 void Event::wait() { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_.get())), "work on the device"); }
 void Event::make_stream_wait(Stream stream) {
   check(cudaStreamWaitEvent(of(stream), static_cast<cudaEvent_t>(event_.get()), 0), "waiting for an event");
+}
+double Event::seconds_since(const Event& before) const {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(before.event_.get()),
+                             static_cast<cudaEvent_t>(event_.get())),
+        "the time between two events");
+  return 1e-3 * double(milliseconds);
 }
 
 void Graph::Free::operator()(void* p) const { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(p)); }

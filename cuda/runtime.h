@@ -65,13 +65,14 @@ class PinnedMemory {
   size_t bytes_ = 0;
 };
 
-// A place in a stream's work.
+// A place in a stream's work. timed: it knows when the work before it was done.
 class Event {
  public:
-  Event();
+  explicit Event(bool timed = false);
   void record(Stream stream);
   void wait();  // the host waits for what was recorded
   void make_stream_wait(Stream stream);
+  double seconds_since(const Event& before) const;  // of two timed ones that were waited for
 
  private:
   struct Free {

@@ -49,3 +49,9 @@ def test_a_prompt_past_the_context_is_one_line() -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("error: [generate]")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_device_without_times_is_told() -> None:
+    result = run(str(FIXTURES / "llama"), "--device", "reference", "--prompt", "2", "--new", "2", "--profile")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: [bench] --profile needs device cpu or cuda")

@@ -61,4 +61,17 @@ std::pair<py::list, py::list> lists_of(Capture&& capture) {
   return {values, weights};
 }
 
+std::vector<std::vector<std::tuple<int64_t, double, double, double>>> timings_of(
+    const std::vector<RoutineTimes>& times) {
+  std::vector<std::vector<std::tuple<int64_t, double, double, double>>> all;
+  for (const RoutineTimes& routine : times) {
+    all.emplace_back();
+    const auto add = [&](const OpTime& t) { all.back().emplace_back(t.calls, t.seconds, t.waited, t.bytes); };
+    for (const OpTime& op : routine.ops) add(op);
+    add(routine.setup);
+    add(routine.finish);
+  }
+  return all;
+}
+
 }  // namespace pyllm

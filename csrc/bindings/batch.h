@@ -1,9 +1,13 @@
-// What the executors' bindings share: a step's batch from NumPy arrays, and its captures as NumPy arrays.
+// What the executors' bindings share: a step's batch from NumPy arrays, its captures as NumPy arrays, times.
 #pragma once
+#include <cstdint>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "capture.h"
 #include "common.h"
+#include "profile.h"
 #include "step.h"
 
 namespace pyllm {
@@ -16,5 +20,8 @@ void add_optional(Batch& batch, const py::object& token_types, const py::object&
                   const py::object& cross_context);
 // (values, weights): the buffers in the order asked for; for each attention the arrays of every sequence.
 std::pair<py::list, py::list> lists_of(Capture&& capture);
+// For each routine its ops in order, then what comes before and after them: (calls, seconds, seconds waited, bytes).
+std::vector<std::vector<std::tuple<int64_t, double, double, double>>> timings_of(
+    const std::vector<RoutineTimes>& times);
 
 }  // namespace pyllm

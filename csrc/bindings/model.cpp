@@ -67,19 +67,6 @@ py::tuple run(Executor& executor, int routine, const py::array& ids, const py::a
   return py::make_tuple(out, values, weights, blocks);
 }
 
-// For each routine its ops in order, then what comes before and after them: (calls, seconds, seconds waited, bytes).
-std::vector<std::vector<std::tuple<int64_t, double, double, double>>> timings(const Executor& executor) {
-  std::vector<std::vector<std::tuple<int64_t, double, double, double>>> all;
-  for (const RoutineTimes& routine : executor.times()) {
-    all.emplace_back();
-    const auto add = [&](const OpTime& t) { all.back().emplace_back(t.calls, t.seconds, t.waited, t.bytes); };
-    for (const OpTime& op : routine.ops) add(op);
-    add(routine.setup);
-    add(routine.finish);
-  }
-  return all;
-}
-
 py::dict memory(const Executor& executor) {
   const auto entry = [](const Arena& arena) { return py::make_tuple(arena.size(), arena.huge_bytes()); };
   py::dict out;
@@ -166,8 +153,9 @@ void bind_executor(py::module_& m) {
           "ArrayError, PromptError, ContextLengthError, "
           "OutOfMemoryError; the caches are then unchanged.")
       .def("profile", &Executor::profile, py::arg("enable"), "Times every op from now on, from zero; or no longer.")
-      .def("timings", &timings,
-           "For each routine, for each op, then before and after them: (calls, s, s waited, bytes).")
+      .def(
+          "timings", [](const Executor& executor) { return timings_of(executor.times()); },
+          "For each routine, for each op, then before and after them: (calls, s, s waited, bytes).")
       .def("set_sharing", &Executor::set_sharing, py::arg("repeat_rows"), py::arg("own_rows"),
            py::call_guard<py::gil_scoped_release>(),
            "Up to how many rows of a step every worker makes all inputs of matmuls for itself, and from how many rows "

@@ -149,6 +149,11 @@ void bind_executor(py::module_& m) {
            "Room for prompts of so many rows a step and for decoding. Raises OutOfMemoryError.")
       .def("set_buckets", &Executor::set_buckets, py::arg("enable"), nogil,
            "Whether decode steps are padded to buckets, which graphs serve. Changes no result.")
+      .def("profile", &Executor::profile, py::arg("enable"), nogil,
+           "Times every op from now on, from zero, or no longer. Meanwhile no graphs are used, and run() waits.")
+      .def(
+          "timings", [](const Executor& e) { return timings_of(e.times()); },
+          "For each routine, for each op, then before and after them: (calls, s, s waited, bytes).")
       .def(
           "new_cache",
           [](const Executor& e, int routine, size_t max_bytes, const py::object& allocate) {

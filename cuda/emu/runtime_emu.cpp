@@ -1,4 +1,5 @@
 // The host calls of CUDA (runtime.h) where the device is this processor.
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -66,9 +67,19 @@ PinnedMemory::PinnedMemory(size_t bytes) : bytes_(bytes) {
 }
 void PinnedMemory::Free::operator()(void* p) const { std::free(p); }
 
-Event::Event() = default;
-void Event::Free::operator()(void*) const {}
-void Event::record(Stream) {}
+// A timed event is the time at which it was recorded.
+using Clock = std::chrono::steady_clock;
+Event::Event(bool timed) {
+  if (timed) event_.reset(new Clock::time_point());
+}
+void Event::Free::operator()(void* p) const { delete static_cast<Clock::time_point*>(p); }
+void Event::record(Stream) {
+  if (event_) *static_cast<Clock::time_point*>(event_.get()) = Clock::now();
+}
+double Event::seconds_since(const Event& before) const {
+  const auto at = [](const Event& e) { return *static_cast<Clock::time_point*>(e.event_.get()); };
+  return std::chrono::duration<double>(at(*this) - at(before)).count();
+}
 void Event::wait() {}
 void Event::make_stream_wait(Stream) {}
 

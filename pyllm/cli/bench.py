@@ -41,7 +41,7 @@ def bench(
     """Measure MODEL (a folder or Hub id) on random tokens: tokens a second of prompts, of generation, or of encoding.
 
     Figures are medians. "of bandwidth" compares a decoding step with reading every weight once at the speed at which
-    this machine reads as many bytes.
+    this machine's processors read as many bytes. --profile on a GPU runs every operation by itself, without graphs.
     """
     start = time.perf_counter()
     with options.load(model, **loading) as loaded:
@@ -65,15 +65,16 @@ def bench(
 def _about(model: Model) -> dict[str, Any]:
     held = model.memory_report()
     weights = held.get("weights", 0)
-    threads = getattr(model.runner, "num_threads", 1)
+    threads = getattr(model.runner, "num_threads", None)
     return {
+        "device": model.device,
         "kind": model.network.kind,
         "dtype": model.dtype,
         "quantization": getattr(model, "quantization", None),
         "isa": getattr(model.runner, "isa", None),
         "threads": threads,
         "weight_bytes": weights,
-        "read_gbs": round(_C.read_bandwidth(max(weights, 1 << 20), threads) / 1e9, 1) if weights else None,
+        "read_gbs": round(_C.read_bandwidth(max(weights, 1 << 20), threads) / 1e9, 1) if weights and threads else None,
     }
 
 
@@ -124,7 +125,7 @@ def _last_call(model: Any, texts: list[list[int]], new: int, beams: int) -> Call
 def _profile(runner: Any, call: Callable[[], Any]) -> list[dict[str, Any]]:
     """Times by operation, those of all layers together. Raises InvalidOptionError for a device that keeps none."""
     if not hasattr(runner, "profile"):
-        raise InvalidOptionError("[bench] --profile needs the cpu device, this one keeps no times; use --device cpu")
+        raise InvalidOptionError("[bench] --profile needs device cpu or cuda, others keep no times; use --device cpu")
     runner.profile(True)
     try:
         call()
@@ -143,8 +144,9 @@ def _profile(runner: Any, call: Callable[[], Any]) -> list[dict[str, Any]]:
 
 def _show(report: dict[str, Any]) -> None:
     form = report["quantization"] or report["dtype"]
+    where = f"{report['isa']}, {report['threads']} threads" if report["isa"] else report["device"]
     click.echo(
-        f"{report['kind']}, {form}, {report['isa']}, {report['threads']} threads, "
+        f"{report['kind']}, {form}, {where}, "
         f"{report['weight_bytes'] / 1e6:,.0f} MB of weights, loaded in {report['load_seconds']:.2f} s"
     )
     if report["read_gbs"]:
@@ -158,7 +160,8 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _by_share(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a table, the longest first. Time is that of the thread that called: at work, and waiting for others."""
+    """Rows of a table, the longest first. Time is the GPU's, or that of the thread that called: at work, and waiting
+    for others."""
     total = sum(record["seconds"] + record["waited"] for record in timings) or 1.0
     rows = []
     for record in sorted(timings, key=lambda record: -record["seconds"] - record["waited"]):

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import _C
 from ..program.batch import Batch, Capture, KvCache, Summary
-from ..program.listing import op_name
 from ..program.network import Network, as_network
 from ..program.program import Program
 from . import packed_cache, tuning
 from .compiled import CompiledRunner, Wanted, checked_caches, inputs
 from .lowering import Lowering
 from .packing import Tensors, load_weights
-
-
-class Timing(NamedTuple):
-    """One operation's part of the steps that were profiled, on the clock of the thread that called."""
-
-    op: str  # its name in the program's listing
-    calls: int
-    seconds: float  # at work
-    bytes: int  # of weights, keys and values that all threads together had to read
-    waited: float  # seconds until the other threads were done with it
-    program: str
 
 
 class CpuRunner(CompiledRunner):
@@ -44,6 +32,8 @@ class CpuRunner(CompiledRunner):
 
     Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
     """
+
+    _executor: _C.Executor
 
     def __init__(
         self,
@@ -126,24 +116,6 @@ class CpuRunner(CompiledRunner):
             summary.blocks = blocks
         wanted.give(values, weights)
         return output
-
-    def profile(self, enable: bool) -> None:
-        """Times every operation of the steps from now on, from zero; or stops. Off, it costs nothing; on, about 0.1 us
-        an operation."""
-        self._executor.profile(enable)
-
-    def timings(self) -> list[Timing]:
-        """Where the time went since profile(True): an entry for each operation that ran, in their order, with the
-        checks of the batch before ("set-up") and the wait for the last thread after them ("finish")."""
-        found = []
-        for (name, program), records in zip(self.network.programs.items(), self._executor.timings(), strict=False):
-            *ops, setup, finish = records
-            labels = [op_name(op) for op in program.ops]
-            for label, record in zip(["set-up", *labels, "finish"], [setup, *ops, finish], strict=True):
-                calls, seconds, waited, read = record
-                if calls:
-                    found.append(Timing(label, calls, seconds, int(read), waited, name))
-        return found
 
     def memory_report(self) -> dict[str, int]:
         """Bytes held: weights, activations and scratch of a step, key/value caches; and how much of all that huge

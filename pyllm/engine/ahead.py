@@ -34,6 +34,7 @@ class RunAhead:
         self._slots: list[int] = []  # of its rows
         self._room = 0  # least number of tokens that one of its sequences may still get, the flight's among them
         self._choices = np.zeros(0, CHOICE)
+        self._steps: NDArray[np.uint32] = self._choices["step"]
         self._cuts = 0
 
     def flies(self) -> bool:
@@ -60,6 +61,7 @@ class RunAhead:
         self._slots = [group.slots[0] for group in choosing.groups]
         self._room = min(group.policy.max_length - len(group.policy.live_tokens(0)) for group in choosing.groups)
         self._choices = np.zeros(len(batch.ids), CHOICE)
+        self._steps = self._choices["step"]
         self._cuts = choosing.lanes.choices(self._choices.view(np.uint8), self._runner.vocab_size)
         self._flight = self._launch(batch, None)
         return True
@@ -85,9 +87,8 @@ class RunAhead:
         self._room -= 1
         members = self._choosing.members
         if go_on or all(group.slots for group, _ in members):
-            return list(self._choosing.groups), self._choosing.take_members(
-                tokens, lambda group, _: self._refused(group)
-            )
+            ended = self._choosing.take_members(tokens, lambda group, _: self._refused(group))
+            return list(self._choosing.groups), ended
         left = [(group, int(tokens[row])) for group, row in members if group.slots]
         for group, token in left:
             if token < 0:
@@ -103,7 +104,7 @@ class RunAhead:
         try:
             changed = self._sequences.append(self._slots)
             batch = self._builder.repeat(self._slots if changed else None, None)
-            self._choices["step"] += 1
+            self._steps += 1
             return self._launch(batch, after)
         except PyllmError:
             for group in self._choosing.groups:

@@ -126,12 +126,7 @@ class Engine:
     def _run(self, batch: Batch) -> NDArray[np.float32]:
         if self.cross is not None:
             return self._run_with_sources(batch)
-        return self._runner.run(batch, self.cache, **self._wanted_summary())
-
-    def _wanted_summary(self) -> dict[str, Any]:
-        """An argument of run() that the plainest stand-ins lack."""
-        summary = self._choosing.summary
-        return {} if summary is None else {"summary": summary}
+        return self._runner.run(batch, self.cache, **self._choosing.wanted)
 
     def _advance_all(self, logits: Rows) -> bool:
         """Lets every running group choose; whether their next rows follow on these one for one."""
@@ -292,18 +287,13 @@ class Engine:
     def _run_with_sources(self, batch: Batch) -> NDArray[np.float32]:
         """A decoder's step; policies that need it are shown what the first head attends to (as in CTranslate2)."""
         watching = self._attention is not None and any(group.policy.needs_attention for group in self._running)
-        wanted = self._wanted_summary()
+        wanted = self._choosing.wanted
         if not watching:
             return self._runner.run(batch, self.cache, cross=self.cross, **wanted)
         name = str(self._attention)
         capture = Capture(attentions=(name,))
         logits = self._runner.run(batch, self.cache, cross=self.cross, capture=capture, **wanted)
-        sequences = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # of each row of logits
-        at = 0
-        for group in self._running:
-            rows = [capture.weights[name][s][0, -1] for s in sequences[at : at + group.rows]]
-            at += group.rows
-            group.policy.note_attention(np.stack(rows))
+        self._choosing.note_attention(batch, capture.weights[name])
         return logits
 
     def _next_batch(self) -> Batch:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..decode import _search, changes
 from ..decode.policy import Policy
 from ..decode.steps import Advance, Choice, Ranking
-from ..program.batch import CHOICE, CUT, CUT_BY_K, UNCUT, Best, DeviceRows, Runner, Summary
+from ..program.batch import CHOICE, CUT, CUT_BY_K, UNCUT, Batch, Best, DeviceRows, Runner, Summary
 from ..program.program import Linear, Program
 from .sources import Source
 from .speculation import Draft, Lookup
@@ -72,6 +72,20 @@ class Choosing:
         if self.summary is None or group.guesses is not None or group.policy.summary_scale is None:
             return None
         return self.summary.blocks[row : row + group.rows]
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The summary as an argument of run(), which the plainest stand-ins lack."""
+        return {} if self.summary is None else {"summary": self.summary}
+
+    def note_attention(self, batch: Batch, weights: Sequence[NDArray[np.float32]]) -> None:
+        """Shows every group what the first head attends to; weights [H, rows, keys] of each sequence."""
+        sequences = np.searchsorted(batch.starts, batch.logit_rows, side="right") - 1  # of each row of logits
+        at = 0
+        for group in self.groups:
+            rows = [weights[s][0, -1] for s in sequences[at : at + group.rows]]
+            at += group.rows
+            group.policy.note_attention(np.stack(rows))
 
     def join(self) -> None:
         """Has lanes choose from now on wherever a choice is all that there is to a step."""
