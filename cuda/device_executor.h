@@ -39,6 +39,15 @@ class Executor {
   void run(int routine, const Batch& batch, KvCache& cache, KvCache* cross, float* output, Stream consumer,
            pyllm::Capture* capture = nullptr);
 
+  // Most rows of a step that run_ahead() takes; 0 where outputs are nothing to choose from, or buckets are off.
+  int rows_ahead(int routine) const;
+  // One step of a steady decode, each row one sequence's next token, from whose output a next one is chosen on the
+  // device; it also makes the device's copy of the step the next step. after: what the step before it chose, whose
+  // rows were the same sequences one token earlier: those are the ids then, and batch.ids are not read. choices [R],
+  // of this step. Waits for nothing, unless the device's copy has become another step's. Thread-safe; throws as run().
+  std::shared_ptr<Flight> run_ahead(int routine, const Batch& batch, KvCache& cache, KvCache* cross,
+                                    const Choice* choices, Cuts cuts, const std::shared_ptr<Flight>& after);
+
   // Whether decode steps are brought up to the sizes of buckets, so that graphs serve them. Changes no result.
   void set_buckets(bool enable);
 
@@ -53,13 +62,14 @@ class Executor {
   int64_t output_ld(int index) const { return round_up(output_cols(index), kPanel); }
   size_t arena_bytes() const;
   size_t pinned_bytes() const;
-  size_t graphs() const;  // decode buckets that run as graphs by now
+  size_t graphs() const;      // decode buckets that run as graphs by now
+  size_t sent_bytes() const;  // of steps' integers and block addresses, in all
 
  private:
-  // Where a step of some sizes has its memory in the arena.
+  // Where a step of some sizes has its memory in the arena: offsets, and all of it.
   struct Place {
     StepLayout layout;
-    size_t buffers = 0, workspace = 0, output = 0, bytes = 0;  // offsets; all of it
+    size_t buffers = 0, workspace = 0, output = 0, tokens = 0, choosing = 0, bytes = 0;
   };
   struct Bucket {
     Place place;
@@ -83,11 +93,15 @@ class Executor {
     std::vector<Copy> copies;
   };
 
+  // Checks everything, and loads step_. Throws before anything is changed.
+  void load(int routine, const Batch& batch, KvCache& cache, KvCache* cross);
   Place place(size_t routine, const StepSizes& sizes, bool with_output, const CaptureTargets* capture = nullptr) const;
   Frame frame(const Place& at, bool has_cross, float* output, int64_t output_ld) const;
   void make_room(size_t bytes);
   bool decodes(size_t routine, const StepSizes& sizes) const;
-  void run_bucket(size_t routine, Bucket& bucket, float* output);
+  Bucket& bucket(size_t routine, const StepSizes& sizes);
+  void launch_bucket(size_t routine, Bucket& bucket);
+  std::shared_ptr<Flight> new_flight(int rows);
   void run_as_is(size_t routine, const Place& at, float* output, const DeviceCapture* capture);
   void launch(size_t routine, const Frame& frame);
   DeviceCapture device_capture(const Routine& r, const pyllm::CaptureTargets& host) const;
@@ -106,6 +120,7 @@ class Executor {
   size_t arena_bytes_ = 0;
   Step step_;
   StepUpload upload_;
+  std::vector<std::shared_ptr<Flight>> flights_;  // those that nobody else holds are used again
   Event consumed_, produced_;
 };
 

@@ -258,9 +258,10 @@ struct Edits {
   bool any_fills = true;
 };
 void edit(const View& logits, int rows, int64_t n, const Edits& e, Stream stream);
-// ids[t] = tokens[t], positions, context and the choices' steps one further: the next step of a steady decode.
-void advance(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context, Choice* choices,
-             Stream stream);
+// ids[t] = tokens[t], positions, context and the choices' steps one further: the next step of a steady decode, whose
+// rows and sequences are one to one. Idle rows, of sequence -1, stay as they are.
+void advance(const int32_t* tokens, int rows, const int32_t* sequence, int32_t* ids, int32_t* positions,
+             int32_t* context, Choice* choices, Stream stream);
 
 // beam.cu: of each row the log-sum-exp and the `count` best (value, id), best first, ties to the lower id; out_values
 // [rows, count] are logits, or with `normalise` logits - lse as csrc/search takes it away. Where n is less than count,

@@ -54,10 +54,10 @@ __global__ void __launch_bounds__(kPenaltyThreads) edit_kernel(View logits, int6
     if (ids[i] < 0 && ~ids[i] >= first && ~ids[i] < end) x[~ids[i]] = values[i];
 }
 
-__global__ void advance_kernel(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context,
-                               Choice* choices) {
+__global__ void advance_kernel(const int32_t* tokens, int rows, const int32_t* sequence, int32_t* ids,
+                               int32_t* positions, int32_t* context, Choice* choices) {
   const int t = int(blockIdx.x * blockDim.x + threadIdx.x);
-  if (t >= rows) return;
+  if (t >= rows || sequence[t] < 0) return;
   ids[t] = tokens[t] < 0 ? 0 : tokens[t];  // -1 is an error, but one that is seen a step later
   ++positions[t];
   ++context[t];
@@ -79,11 +79,11 @@ void edit(const View& logits, int rows, int64_t n, const Edits& e, Stream stream
   PYLLM_LAUNCH(edit_kernel, grid, dim3(kPenaltyThreads), 0, stream, logits, n, width, e);
 }
 
-void advance(const int32_t* tokens, int rows, int32_t* ids, int32_t* positions, int32_t* context, Choice* choices,
-             Stream stream) {
+void advance(const int32_t* tokens, int rows, const int32_t* sequence, int32_t* ids, int32_t* positions,
+             int32_t* context, Choice* choices, Stream stream) {
   if (rows == 0) return;
-  PYLLM_LAUNCH(advance_kernel, dim3(unsigned((rows + 127) / 128)), dim3(128), 0, stream, tokens, rows, ids, positions,
-               context, choices);
+  PYLLM_LAUNCH(advance_kernel, dim3(unsigned((rows + 127) / 128)), dim3(128), 0, stream, tokens, rows, sequence, ids,
+               positions, context, choices);
 }
 
 }  // namespace cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace pyllm {
 namespace cuda {
@@ -58,6 +59,7 @@ StepLayout::StepLayout(const StepSizes& sizes) : sizes_(sizes) {
   logit_rows_ = take(sizes.logits, sizeof(int32_t));
   cross_context_ = take(sizes.cross_width > 0 ? sizes.sequences : 0, sizeof(int32_t));
   pointers_ = take(sizes.pointers, sizeof(float*));
+  choices_ = take(sizes.chooses >= 0 ? sizes.logits : 0, sizeof(Choice));
   blocks_ = take(sizes.sequences * sizes.width, sizeof(uint8_t*));
   cross_blocks_ = take(sizes.sequences * sizes.cross_width, sizeof(uint8_t*));
 }
@@ -87,7 +89,7 @@ StepView StepLayout::view(uint8_t* device) const {
   return v;
 }
 
-void StepLayout::write(const Step& step, const std::vector<float*>& pointers, uint8_t* host) const {
+void StepLayout::write(const Step& step, const StepExtras& extras, uint8_t* host) const {
   const Batch& b = step.batch();
   std::memset(host, 0, bytes_);
   put(at<int32_t>(host, ids_), b.ids, b.rows, sizes_.rows, 0);
@@ -102,7 +104,11 @@ void StepLayout::write(const Step& step, const std::vector<float*>& pointers, ui
   put(at<int32_t>(host, context_), b.context, b.sequences, sizes_.sequences, 0);
   put(at<int32_t>(host, logit_rows_), b.logit_rows, b.logits, sizes_.logits, 0);
   for (int64_t r = b.logits; r < sizes_.logits; r++) at<int32_t>(host, logit_rows_)[r] = int32_t(r);
-  std::copy(pointers.begin(), pointers.end(), at<float*>(host, pointers_));
+  std::copy(extras.pointers.begin(), extras.pointers.end(), at<float*>(host, pointers_));
+  if (sizes_.chooses >= 0) {
+    std::copy(extras.choices, extras.choices + b.logits, choices(host));
+    std::fill(choices(host) + b.logits, choices(host) + sizes_.logits, Choice());
+  }
   for (int s = 0; s < int(b.sequences); s++)
     std::copy_n(step.blocks(s), blocks_for(b.context[s]), at<const uint8_t*>(host, blocks_) + s * sizes_.width);
   if (sizes_.cross_width == 0) return;
@@ -113,26 +119,73 @@ void StepLayout::write(const Step& step, const std::vector<float*>& pointers, ui
                 at<const uint8_t*>(host, cross_blocks_) + s * sizes_.cross_width);
 }
 
-void StepUpload::send(const StepLayout& layout, const Step& step, const std::vector<float*>& pointers, uint8_t* device,
-                      Stream stream) {
+void StepLayout::advance(uint8_t* host) const {
+  const int32_t* sequence = at<int32_t>(host, sequence_);
+  for (int t = 0; t < sizes_.rows; t++) {
+    if (sequence[t] < 0) continue;
+    ++at<int32_t>(host, positions_)[t];
+    ++at<int32_t>(host, context_)[t];
+    ++choices(host)[t].step;
+  }
+}
+
+void Flight::take(const int32_t* device, Stream stream) {
+  copy_to_host(tokens_.data(), device, size_t(rows_) * sizeof(int32_t), stream);
+  done_.record(stream);
+}
+
+const int32_t* Flight::wait() {
+  done_.wait();
+  return static_cast<const int32_t*>(tokens_.data());
+}
+
+void StepUpload::send(const StepLayout& layout, const Step& step, const StepExtras& extras, uint8_t* device,
+                      Stream stream, const std::shared_ptr<Flight>& after) {
+  wanted_.resize(layout.bytes());
+  layout.write(step, extras, wanted_.data());
+  const bool there = there_ == device && sizes_ == layout.sizes() && held_.size() == wanted_.size();
+  const bool follows = there && after && ids_of_ == after;
+  if (after && !follows) {
+    const int32_t* tokens = after->wait();
+    for (int64_t t = 0; t < step.batch().rows; t++) at<int32_t>(wanted_.data(), 0)[t] = std::max(tokens[t], 0);
+  }
+  std::vector<Piece> pieces;
+  const auto compare = [&](size_t begin, size_t end, bool known) {
+    if (begin == end || (there && known && std::memcmp(&held_[begin], &wanted_[begin], end - begin) == 0)) return;
+    if (!pieces.empty() && pieces.back().end == begin) pieces.back().end = end;
+    else pieces.push_back({begin, end});
+  };
+  if (!follows) compare(0, layout.ids(), ids_of_ == nullptr);
+  compare(layout.ids(), layout.tables(), true);
+  compare(layout.tables(), layout.bytes(), true);
+  forget();
+  if (!pieces.empty()) copy(pieces, device, stream);
+  there_ = device;
+  sizes_ = layout.sizes();
+  std::swap(held_, wanted_);
+  if (!follows) ids_of_ = nullptr;
+}
+
+void StepUpload::copy(const std::vector<Piece>& pieces, uint8_t* device, Stream stream) {
   Stage& stage = stages_[next_];
   next_ = (next_ + 1) % stages_.size();
   if (stage.used) stage.done.wait();
   stage.used = false;
-  if (stage.memory.bytes() < layout.bytes()) stage.memory = PinnedMemory(2 * layout.bytes());
+  if (stage.memory.bytes() < wanted_.size()) stage.memory = PinnedMemory(2 * wanted_.size());
   uint8_t* host = static_cast<uint8_t*>(stage.memory.data());
-  layout.write(step, pointers, host);
-  const size_t tables = layout.tables(), rest = layout.bytes() - tables;
-  const bool there = sent_to_ == device && sent_ == layout.sizes() && tables_.size() == rest &&
-                     std::memcmp(tables_.data(), host + tables, rest) == 0;
-  forget();
-  copy_to_device(device, host, there ? tables : layout.bytes(), stream);
+  for (const Piece& piece : pieces) {
+    const size_t bytes = piece.end - piece.begin;
+    std::memcpy(host + piece.begin, &wanted_[piece.begin], bytes);
+    copy_to_device(device + piece.begin, host + piece.begin, bytes, stream);
+    sent_bytes_ += bytes;
+  }
   stage.done.record(stream);
   stage.used = true;
-  sent_to_ = device;
-  if (there) return;
-  sent_ = layout.sizes();
-  tables_.assign(host + tables, host + layout.bytes());
+}
+
+void StepUpload::advanced(const StepLayout& layout, std::shared_ptr<Flight> by) {
+  layout.advance(held_.data());
+  ids_of_ = std::move(by);
 }
 
 size_t StepUpload::pinned_bytes() const {

@@ -20,6 +20,12 @@ class Stepper:
 
     def step(self, chunks: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """chunks: name -> the next ids of that sequence; returns name -> float32 [len(chunk), V]."""
+        batch = self.batch(chunks)
+        logits = np.array(on_host(self.runner, self.runner.run(batch, self.cache)))
+        return {name: logits[batch.starts[i] : batch.starts[i + 1]] for i, name in enumerate(chunks)}
+
+    def batch(self, chunks: Mapping[str, Sequence[int]]) -> Batch:
+        """The same step, for the caller to run."""
         starts = np.cumsum([0, *(len(chunk) for chunk in chunks.values())])
         positions = []
         for name, chunk in chunks.items():
@@ -33,7 +39,7 @@ class Stepper:
         table = np.zeros((len(chunks), width), np.int32)
         for row, name in enumerate(chunks):
             table[row, : len(self.blocks[name])] = self.blocks[name]
-        batch = Batch(
+        return Batch(
             ids=np.concatenate([np.asarray(chunk, np.int32) for chunk in chunks.values()]),
             positions=np.array(positions, np.int32),
             starts=starts.astype(np.int32),
@@ -41,8 +47,6 @@ class Stepper:
             block_table=table,
             logit_rows=np.arange(len(positions), dtype=np.int32),
         )
-        logits = np.array(on_host(self.runner, self.runner.run(batch, self.cache)))
-        return {name: logits[starts[i] : starts[i + 1]] for i, name in enumerate(chunks)}
 
 
 def logits_of(runner: Runner, ids: Sequence[int], chunk: int = 1 << 30) -> np.ndarray:

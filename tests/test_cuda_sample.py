@@ -229,17 +229,19 @@ def test_log_softmax(device: Device, n: int) -> None:
 
 
 def test_advance(device: Device) -> None:
+    """Rows of sequences go one step further, idle ones (sequence -1) stay."""
+    live = np.arange(130) % 3 != 1
     choices = np.zeros(130, device.module.choice_dtype())
     choices["step"] = np.arange(130)
     choices["seed"] = 9
-    arrays = [np.arange(130), np.zeros(130), np.arange(130), np.arange(130) + 1]
-    tokens, ids, positions, context = (device.to_device(a.astype(np.int32)) for a in arrays)
+    arrays = [np.arange(130) + 7, np.where(live, np.arange(130), -1), *(np.arange(130) + i for i in range(3))]
+    tokens, sequence, ids, positions, context = (device.to_device(a.astype(np.int32)) for a in arrays)
     held = device.to_device(choices.view(np.uint8))
-    at = [device.pointer(array) for array in (ids, positions, context, held)]
+    at = [device.pointer(array) for array in (sequence, ids, positions, context, held)]
     device.module.advance(device.pointer(tokens), 130, *at)
-    assert (device.to_host(ids) == np.arange(130)).all()
-    assert (device.to_host(positions) == np.arange(130) + 1).all()
-    assert (device.to_host(context) == np.arange(130) + 2).all()
+    assert (device.to_host(ids) == np.where(live, arrays[0], arrays[2])).all()
+    assert (device.to_host(positions) == arrays[3] + live).all()
+    assert (device.to_host(context) == arrays[4] + live).all()
     after = device.to_host(held).view(device.module.choice_dtype())
-    assert (after["step"] == np.arange(130) + 1).all()
+    assert (after["step"] == np.arange(130) + live).all()
     assert (after["seed"] == 9).all()

@@ -79,6 +79,38 @@ std::pair<py::list, py::list> run(Executor& executor, int routine, const py::arr
   return lists_of(std::move(capture));
 }
 
+std::shared_ptr<Flight> run_ahead(Executor& executor, int routine, const py::array& ids, const py::array& positions,
+                                  const py::array& starts, const py::array& context, const py::array& block_table,
+                                  const py::array& logit_rows, DeviceCache& cache, const py::array& choices, int cuts,
+                                  const std::shared_ptr<Flight>& after, DeviceCache* cross,
+                                  const py::object& cross_table, const py::object& cross_context) {
+  Batch b = batch_of(ids, positions, starts, context, block_table, logit_rows);
+  add_optional(b, py::none(), cross_table, cross_context);
+  if (choices.itemsize() != ssize_t(sizeof(Choice)) || choices.ndim() != 1 || choices.shape(0) != b.logits ||
+      !(choices.flags() & py::array::c_style) || cuts < int(Cuts::none) || cuts > int(Cuts::any))
+    throw Error(ErrorKind::array, text("[run_ahead] choices must be a contiguous array of CHOICE, one for each of the ",
+                                       b.logits, " outputs, and cuts 0, 1 or 2, got ", choices.size(), " entries of ",
+                                       choices.itemsize(), " bytes and ", cuts, "; see pyllm.program.batch"));
+  py::gil_scoped_release nogil;
+  return executor.run_ahead(routine, b, cache, cross, static_cast<const Choice*>(choices.data()), Cuts(cuts), after);
+}
+
+void bind_flight(py::module_& m) {
+  py::class_<Flight, std::shared_ptr<Flight>>(m, "Flight", py::module_local(),
+                                              "Tokens that a step chose (pyllm.program.batch.Tokens).")
+      .def(
+          "wait",
+          [](Flight& flight) {
+            const int32_t* tokens = nullptr;
+            {
+              py::gil_scoped_release nogil;
+              tokens = flight.wait();
+            }
+            return py::array_t<int32_t>(flight.rows(), tokens);
+          },
+          "int32 [R], when they are here; -1: there was none to choose. Raises DeviceError.");
+}
+
 // Bytes of activations (with scratch) and of pinned host memory.
 std::pair<size_t, size_t> memory(const Executor& executor) { return {executor.arena_bytes(), executor.pinned_bytes()}; }
 
@@ -149,17 +181,27 @@ void bind_executor(py::module_& m) {
           "of a consumer's stream. Returns the buffers asked for, and for each attention asked for its weights "
           "[heads, rows, keys] of every sequence. Raises ArrayError, PromptError, ContextLengthError, "
           "OutOfMemoryError, the caches being unchanged, and DeviceError.")
+      .def("run_ahead", &run_ahead, py::arg("routine"), py::arg("ids"), py::arg("positions"), py::arg("starts"),
+           py::arg("context"), py::arg("block_table"), py::arg("logit_rows"), py::arg("cache"), py::arg("choices"),
+           py::arg("cuts"), py::arg("after") = py::none(), py::arg("cross") = py::none(),
+           py::arg("cross_table") = py::none(), py::arg("cross_context") = py::none(),
+           "One step of a steady decode whose next tokens are chosen on the device: a Flight. after: the Flight of the "
+           "step before, which gives the ids. Raises as run().")
+      .def("rows_ahead", &Executor::rows_ahead, py::arg("routine"), nogil, "Most rows that run_ahead() takes; 0: none.")
       .def("output_cols", &Executor::output_cols, py::arg("routine"))
       .def("output_ld", &Executor::output_ld, py::arg("routine"), "Floats between rows of the output.")
       .def("memory", &memory, nogil, "Bytes of activations (with scratch), and of pinned host memory.")
       .def_property_readonly("graphs", py::cpp_function([](const Executor& e) { return e.graphs(); }, nogil),
-                             "Sizes of decode steps that run as graphs by now.");
+                             "Sizes of decode steps that run as graphs by now.")
+      .def_property_readonly("sent_bytes", py::cpp_function([](const Executor& e) { return e.sent_bytes(); }, nogil),
+                             "Of steps' integers and block addresses, since the executor was made.");
 }
 
 }  // namespace
 
 void bind_model(py::module_& m) {
   bind_cache(m);
+  bind_flight(m);
   bind_executor(m);
 }
 

@@ -216,13 +216,13 @@ void bind_steps(py::module_& m) {
       py::arg("repetition") = 0, py::arg("frequency") = 0, py::arg("presence") = 0, py::arg("stream") = 0);
   m.def(
       "advance",
-      [](uintptr_t tokens, int rows, uintptr_t ids, uintptr_t positions, uintptr_t context, uintptr_t choices,
-         uintptr_t stream) {
-        advance(at<const int32_t>(tokens), rows, at<int32_t>(ids), at<int32_t>(positions), at<int32_t>(context),
-                at<Choice>(choices), stream_at(stream));
+      [](uintptr_t tokens, int rows, uintptr_t sequence, uintptr_t ids, uintptr_t positions, uintptr_t context,
+         uintptr_t choices, uintptr_t stream) {
+        advance(at<const int32_t>(tokens), rows, at<const int32_t>(sequence), at<int32_t>(ids), at<int32_t>(positions),
+                at<int32_t>(context), at<Choice>(choices), stream_at(stream));
       },
-      py::arg("tokens"), py::arg("rows"), py::arg("ids"), py::arg("positions"), py::arg("context"), py::arg("choices"),
-      py::arg("stream") = 0);
+      py::arg("tokens"), py::arg("rows"), py::arg("sequence"), py::arg("ids"), py::arg("positions"), py::arg("context"),
+      py::arg("choices"), py::arg("stream") = 0);
 }
 
 }  // namespace

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..errors import DeviceError
-from ..program.batch import Batch, Capture, KvCache
+from ..program.batch import CUT, Batch, Capture, KvCache, Tokens
 from ..program.network import Network, as_network
 from ..program.program import Program
 from . import cuda_driver, cuda_store, packed_cache
@@ -79,6 +81,11 @@ class CudaRunner(CompiledRunner):
         """Sizes of decode steps that run as CUDA graphs by now."""
         return int(self._executor.graphs)
 
+    @property
+    def sent_bytes(self) -> int:
+        """What steps have sent to the device besides their weights: ids, positions, block addresses and the like."""
+        return int(self._executor.sent_bytes)
+
     def set_buckets(self, enable: bool) -> None:
         """Whether decode steps are padded to the sizes that graphs are made for; changes speed, no result."""
         self._executor.set_buckets(enable)
@@ -130,6 +137,39 @@ class CudaRunner(CompiledRunner):
             self._kept.drop("captures")
         wanted.give(values, weights)
         return rows
+
+    @property
+    def rows_ahead(self) -> int:
+        """See program.batch.AheadRunner."""
+        return int(self._executor.rows_ahead(self._routine("step").index)) if "step" in self._routines else 0
+
+    def run_ahead(
+        self,
+        batch: Batch,
+        cache: KvCache,
+        choices: NDArray[Any],
+        cuts: int = CUT,
+        *,
+        cross: KvCache | None = None,
+        after: Tokens | None = None,
+    ) -> Tokens:
+        """See program.batch.AheadRunner. In a steady decode a step is one CUDA graph and nothing is sent to the device
+        but, where a sequence got a block, block addresses. Raises as `run`."""
+        routine = self._routine("step")
+        own, sources = checked_caches(self._module.KvCache, cache, cross)
+        with self._lock:
+            flight: Tokens = self._executor.run_ahead(
+                routine.index,
+                *inputs(batch),
+                own,
+                choices,
+                cuts,
+                after,
+                sources,
+                batch.cross_table,
+                batch.cross_context,
+            )
+        return flight
 
     def device_rows(self, output: Any) -> CudaRows:
         """What `run` gave, as program.batch.DeviceRows: choices are made on the GPU."""
