@@ -78,11 +78,16 @@ class DeviceMemory:
             self._stream.synchronize()
 
     def pinned(self, count: int) -> NDArray[np.uint8]:
-        """uint8 [count] of the host, not initialised, that copies reach without a detour."""
+        """uint8 [count] of the host, not initialised, that copies reach without a detour; where the system refuses
+        that, memory like any other."""
         if self._stream is None:
             return np.empty(count, np.uint8)
-        with self._here():  # not of CuPy's pool, which would keep it
-            memory = self._xp.cuda.PinnedMemoryPointer(self._xp.cuda.PinnedMemory(count), 0)
+        cuda = self._xp.cuda
+        try:
+            with self._here():  # not of CuPy's pool, which would keep it
+                memory = cuda.PinnedMemoryPointer(cuda.PinnedMemory(count), 0)
+        except cuda.runtime.CUDARuntimeError:
+            return np.empty(count, np.uint8)
         return np.frombuffer(memory, np.uint8, count)
 
     def address(self, array: Any) -> int:
