@@ -21,6 +21,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.test cpptest
 	$(BIN)/python -m pytest
+	PYLLM_TEST_DEVICE=cuda PYLLM_CUDA_EMULATOR=1 $(BIN)/python -m pytest $$(cat tests/on_cuda.txt)
 
 cpptest: $(VENV)/.test
 	$(BIN)/cmake -S . -B $(CPP_BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \

@@ -45,7 +45,9 @@ part ceilings 60 "$python" bench/cuda_ceilings.py
 copy="$(field copy_gb_s)"
 gemm="$(field gemm_bf16_tflops)"
 # -P: not the package in this folder, which has no compiled modules.
-part tests 150 "$python" -P -m pytest -q --maxfail=30 tests/test_cuda_*.py tests/test_device_rows.py
+part tests 90 "$python" -P -m pytest -q --maxfail=30 tests/test_cuda_*.py tests/test_device_rows.py
+# The same end-to-end tests as on the CPU, with models on the GPU.
+part model_tests 60 env PYLLM_TEST_DEVICE=cuda "$python" -P -m pytest -q --maxfail=30 $(cat tests/on_cuda.txt)
 if command -v compute-sanitizer > /dev/null; then
   part sanitizer 60 compute-sanitizer --error-exitcode 9 "$python" -P -m pytest -q --maxfail=5 \
     -k "gpu and (adds_in_place or nothing_to_do or append or select_and_widen or norm_prologue)" \

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tested_device
 from conftest import toy_folder
 from numpy.typing import NDArray
 from quantized_layouts import gptq, of_grid, pack_quantized, write_quantized
@@ -264,7 +265,7 @@ def test_a_quantised_model_generates() -> None:
     greedy_options: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
     with pyllm.load(pyllm.default_model(), quantization="int8", kv_cache="int8") as model:
         assert (model.dtype, model.quantization, model.kv_cache) == ("bfloat16", "int8", "int8")
-        assert "int8 and bfloat16 on cpu" in repr(model)
+        assert f"int8 and bfloat16 on {tested_device.NAME}" in repr(model)
         first = model.generate("The prince", **greedy_options)
         assert len(model.generate("The prince", num_beams=4, num_return_sequences=4, **greedy_options).sequences) == 4
         assert "".join(model.stream("The prince", **greedy_options)) == first.text
@@ -340,6 +341,7 @@ def test_greedy_text_of_chunks(tmp_path: Path) -> None:
         assert model.generate(IDS, max_new_tokens=10).token_ids == greedy(runner, IDS, 10)
 
 
+@pytest.mark.cpu_only("AMX")
 def test_bf16x3_is_float32_for_tables_and_keys_and_close_to_it_in_matmuls() -> None:
     folder = toy_folder("llama")
     ids = [5, 9, 2, 77, 31]
