@@ -3,7 +3,9 @@
     python bench/loop_cost.py [--vocab 50257] [--steps 400] [--only "32 prompts"]
 
 The runner is a stand-in that hands out ready-made rows of logits, a different buffer each step so that they come from
-outer caches as a real step's would. Prints JSON: median and least over the steps, of this thread's processor time.
+outer caches as a real step's would; for "a device chooses" one that hands out tokens, at once or a step later ("ahead":
+then this is time in which a device works, not waits). Prints JSON: median and least over the steps, of this thread's
+processor time.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,6 +96,56 @@ class ReadyRunner:
         return ReadyRunner.run(self, batch, cache)
 
 
+class ChoosingRunner:
+    """Stands in for a device that chooses by itself: everything is there at once."""
+
+    def __init__(self, vocab_size: int, rows: int) -> None:
+        self.vocab_size = vocab_size
+        self.max_positions = 100_000
+        self.inside = 0.0
+        self._tokens = np.full(rows, vocab_size // 3, np.int32)
+
+    def new_cache(self) -> CountingCache:
+        return CountingCache()
+
+    def run(self, batch: Batch, cache: Any) -> NDArray[np.int32]:
+        return self._tokens[: len(batch.logit_rows)]
+
+    def device_rows(self, output: NDArray[np.int32]) -> ChosenRows:
+        return ChosenRows(output, self.vocab_size)
+
+
+class ChosenRows:
+    """What such a device has chosen of rows of logits."""
+
+    can_choose = True
+
+    def __init__(self, tokens: NDArray[np.int32], vocab_size: int) -> None:
+        self._tokens = tokens
+        self.shape = len(tokens), vocab_size
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, rows: slice) -> ChosenRows:
+        return ChosenRows(self._tokens[rows], self.shape[1])
+
+    def choose(self, choices: Any, cuts: int = 0) -> NDArray[np.int32]:
+        return self._tokens if len(choices) == len(self) else np.repeat(self._tokens, len(choices))
+
+    def wait(self) -> NDArray[np.int32]:
+        return self._tokens
+
+
+class AheadRunner(ChoosingRunner):
+    """One that can take a step before its tokens are known."""
+
+    rows_ahead = 128
+
+    def run_ahead(self, batch: Batch, cache: Any, choices: Any, cuts: int = 0, **rest: Any) -> ChosenRows:
+        return ChosenRows(self._tokens[: len(batch.ids)], self.vocab_size)
+
+
 def summary_of(logits: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
     """Summary.blocks of logits [R, V]."""
     width = -(-logits.shape[1] // SUMMARY_COLUMNS) * SUMMARY_COLUMNS
@@ -104,12 +157,12 @@ def summary_of(logits: NDArray[np.float32], scale: float) -> NDArray[np.float32]
 
 
 def microseconds_per_step(
-    vocab_size: int, steps: int, prompts: int, peak: float, summarise: bool, **options: Any
+    vocab_size: int, steps: int, prompts: int, make_runner: Callable[[int, float], Any], **options: Any
 ) -> tuple[float, float]:
-    """(median, least) over the steps after the first ten."""
+    """(median, least) over the steps after the first ten. make_runner: of rows, and the scale of summaries."""
     chosen = GenerationOptions.build({}, {"max_new_tokens": steps, "seed": 1, **options})
     rows = prompts * max(chosen.num_beams, chosen.num_return_sequences)
-    runner = ReadyRunner(vocab_size, rows, 1 / chosen.temperature, peak, summarise)
+    runner = make_runner(rows, 1 / chosen.temperature)
     times = []
     with Engine(runner) as engine:
         for index in range(prompts):
@@ -142,6 +195,7 @@ def main() -> None:
         "4 beams": {"num_beams": 4},
         "8 beams": {"num_beams": 8},
         "32 prompts, greedy": {"prompts": 32},
+        "64 prompts, greedy": {"prompts": 64},
         **{f"32 prompts, {name}": {"prompts": 32, **options} for name, options in sampling.items()},
         "1 prompt, 32 samples, top_k 50": {"num_return_sequences": 32, **sampling["top_k 50"]},
     }
@@ -149,10 +203,16 @@ def main() -> None:
     for name, options in cases.items():
         if args.only not in name:
             continue
-        common = {"prompts": 1, "peak": args.peak, **options}
+        kinds: dict[str, Callable[[int, float], Any]] = {
+            "with summary": lambda rows, scale: ReadyRunner(args.vocab, rows, scale, args.peak, True),
+            "without": lambda rows, scale: ReadyRunner(args.vocab, rows, scale, args.peak, False),
+        }
+        if "beams" not in name and "penalty" not in name:
+            kinds["a device chooses"] = lambda rows, scale: ChoosingRunner(args.vocab, rows)
+            kinds["ahead"] = lambda rows, scale: AheadRunner(args.vocab, rows)
         costs[name] = {
-            kind: microseconds_per_step(args.vocab, args.steps, summarise=summarise, **common)
-            for kind, summarise in (("with summary", True), ("without", False))
+            kind: microseconds_per_step(args.vocab, args.steps, make_runner=make, **{"prompts": 1, **options})
+            for kind, make in kinds.items()
         }
         print(f"{name:45} {costs[name]}", file=sys.stderr, flush=True)
     print(json.dumps({"vocab_size": args.vocab, "steps": args.steps, "microseconds_per_step": costs}, indent=2))
