@@ -27,6 +27,9 @@ namespace cuda {
 size_t shared_memory_limit();
 
 #if !defined(PYLLM_CUDA_EMU)
+// Dynamic shared memory above which a launch asks first. A kernel's static shared memory counts towards the 48 KB that
+// need no asking, so less than 48 KB of dynamic may already be refused.
+constexpr size_t kAskedShared = 16 * 1024;
 void allow_shared_memory(const void* kernel, size_t bytes);  // runtime.cpp: above 48 KB a kernel must be told
 void check_launch(const char* kernel);                       // runtime.cpp: throws Error(device)
 bool can_overlap();                                          // runtime.cpp: whether the current device is an sm_90
@@ -54,7 +57,7 @@ void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 block, siz
 #define PYLLM_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
   do {                                                                                          \
     const size_t pyllm_bytes = (shared_bytes);                                                  \
-    if (pyllm_bytes > 48 * 1024)                                                                \
+    if (pyllm_bytes > ::pyllm::cuda::kAskedShared)                                              \
       ::pyllm::cuda::allow_shared_memory(reinterpret_cast<const void*>(kernel), pyllm_bytes);   \
     (kernel)<<<(grid), (block), pyllm_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
     ::pyllm::cuda::check_launch(#kernel);                                                       \
@@ -62,7 +65,7 @@ void launch_overlapped(void (*kernel)(Parameters...), dim3 grid, dim3 block, siz
 #define PYLLM_LAUNCH_OVERLAPPED(kernel, grid, block, shared_bytes, stream, ...)                                 \
   do {                                                                                                          \
     const size_t pyllm_bytes = (shared_bytes);                                                                  \
-    if (pyllm_bytes > 48 * 1024)                                                                                \
+    if (pyllm_bytes > ::pyllm::cuda::kAskedShared)                                                              \
       ::pyllm::cuda::allow_shared_memory(reinterpret_cast<const void*>(kernel), pyllm_bytes);                   \
     ::pyllm::cuda::launch_overlapped((kernel), (grid), (block), pyllm_bytes, static_cast<cudaStream_t>(stream), \
                                      __VA_ARGS__);                                                              \

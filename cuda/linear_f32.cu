@@ -121,7 +121,8 @@ void launch(const LinearArgs& a, int multiprocessors, Stream stream) {
     }
   }
   // Blocks over the same weights, for other rows of x, come one after the other: the second finds them in L2.
-  launch_kernel<R, C, false>(a, dim3(unsigned((a.m + C - 1) / C), unsigned(groups)), 0, stream);
+  const int64_t blocks = groups < 65535 ? groups : 65535;  // a grid's most
+  launch_kernel<R, C, false>(a, dim3(unsigned((a.m + C - 1) / C), unsigned(blocks)), 0, stream);
 }
 
 }  // namespace
