@@ -95,3 +95,20 @@ def test_streamers_get_what_is_decoded_ahead(launches: list[tuple[bool, int]]) -
         result = model.generate(PROMPTS[0], max_new_tokens=20, eos_token_id=[], do_sample=False, streamer=pieces)
         assert pieces.ids == [*PROMPTS[0], *result.token_ids, -1]
         assert len(launches) == 19
+
+
+def test_as_many_texts_at_once_as_the_largest_graph_has_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    run_ahead = CudaRunner.run_ahead
+
+    def watched(runner: CudaRunner, batch: Any, *args: Any, **rest: Any) -> Any:
+        rows.append(len(batch.ids))
+        return run_ahead(runner, batch, *args, **rest)
+
+    monkeypatch.setattr(CudaRunner, "run_ahead", watched)
+    prompts = [[3 + i % 50, 7] for i in range(140)]
+    gpu, cpu = (pyllm.load(toy_folder("gpt2"), dtype="float32", device=device) for device in ("cuda", "cpu"))
+    with gpu, cpu:
+        found, expected = (model.generate(prompts, max_new_tokens=3, do_sample=False) for model in (gpu, cpu))
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert max(rows) == 128

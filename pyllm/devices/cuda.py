@@ -24,6 +24,7 @@ from .formats import plain_dtype
 from .lowering import Lowering, Routine
 from .packing import Tensors, load_weights
 
+SEQUENCES_AT_ONCE = 128
 ROWS_PER_STEP = 2048  # enough for matmuls to run at the speed of the tensor cores
 
 
@@ -34,12 +35,14 @@ class CudaRunner(CompiledRunner):
     matmuls; sums and what lies between them are float32 in all. quantization, kv_cache, progress, folder: as
     CpuRunner's; integer weights meet activations in dtype. device_index: which GPU.
 
-    rows_per_step: of the engine's steps; memory is laid out for as many at load.
+    rows_per_step: of the engine's steps; memory is laid out for as many at load. sequences_at_once: of one call of
+    generate(), as many as the largest decode graph has rows.
     A process that was forked off cannot use it: CUDA does not survive that.
     Raises ProgramError, InvalidOptionError, DeviceError, OutOfMemoryError.
     """
 
     rows_per_step = ROWS_PER_STEP
+    sequences_at_once = SEQUENCES_AT_ONCE
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 from ..decode.options import GenerationOptions
 from ..decode.policy import Policy, make_policy
 from ..errors import InvalidOptionError, PromptError
+from ..program.batch import Runner
 from ..tokenization import Detokenizer, Tokenizer
 from .captures import Collected, Wanted, attention_names
 from .engine import ROWS_PER_STEP, Engine
@@ -21,7 +22,8 @@ from .sources import Source, encode_batches, release
 from .speculation import Assistant
 from .streams import feed, new_tokens
 
-SEQUENCES_AT_ONCE = 64  # live sequences of one call; further prompts wait (bounds the cache's memory)
+# Live sequences of one call, for runners without a number of their own; further prompts wait: it bounds the cache.
+SEQUENCES_AT_ONCE = 64
 
 
 class GeneratingModel(Model):
@@ -91,7 +93,7 @@ class GeneratingModel(Model):
                     raise InvalidOptionError(f"[generate] a streamer takes one prompt, got {len(policies)}; drop it")
                 feed(options.streamer, engine, policies[0], self._sources(engine, policies)[0])
             else:
-                run_all(engine, policies, _at_once(options), self._sources)
+                run_all(engine, policies, at_once(options, self._open_runner()), self._sources)
             results = [self._generation(policy) for policy in policies]
             if wanted:
                 results = [self._opened(engine, *pair, wanted) for pair in zip(policies, results, strict=True)]
@@ -175,13 +177,14 @@ def _joined(
     return "".join([*map(detokenizer.push, token_ids), detokenizer.finish()])
 
 
-def _at_once(options: GenerationOptions) -> int:
+def at_once(options: GenerationOptions, runner: Runner) -> int:
     """Prompts whose sequences may live at once; with proposals, no more than fit the rows of a step."""
     width = max(options.num_beams, options.num_return_sequences)
     if options.return_alternatives:
         width = options.num_beams * options.num_return_sequences
+    most = int(getattr(runner, "sequences_at_once", SEQUENCES_AT_ONCE))
     rows = ROWS_PER_STEP // (1 + options.most_proposed)
-    return max(1, min(SEQUENCES_AT_ONCE, rows) // width)
+    return max(1, min(most, rows) // width)
 
 
 def run_all(
