@@ -39,7 +39,7 @@ architecture="$("$python" -c 'import cupy; print(cupy.cuda.Device(0).compute_cap
 # Into a folder of its own: the environment stays as it is, and what it lacks can't be fetched offline.
 part build 240 env CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" "$python" -m pip install --no-index --no-build-isolation \
   --no-deps --upgrade --target "$site" -Ccmake.define.PYLLM_CUDA=ON \
-  -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="$architectures" . || exit 1
+  -Ccmake.define.CMAKE_CUDA_ARCHITECTURES="$architectures" -Ccmake.define.PYLLM_CUDA_LINEINFO=ON . || exit 1
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 part ceilings 60 "$python" bench/cuda_ceilings.py
 copy="$(field copy_gb_s)"
