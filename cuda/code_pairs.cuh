@@ -16,28 +16,38 @@ __device__ __forceinline__ u32 spread_bytes(u32 word) {
 #endif
 }
 
+// Byte `at` of a word in the low byte of both halves, `high` in the high ones.
+__device__ __forceinline__ u32 both_halves(u32 word, int at, u32 high) {
+#if defined(PYLLM_CUDA_EMU)
+  const u32 byte = word >> 8 * at & 0xffu;
+  return byte | byte << 16 | high << 8 | high << 24;
+#else
+  return __byte_perm(word, high, 0x4040u + 0x0101u * u32(at));
+#endif
+}
+
 template <class T>
 struct CodePair;
 template <>
 struct CodePair<bf16> {
   // Two int8: 128 + the low seven bits, less 128, or less 256 where the sign bit is set: all of them are bf16 numbers.
   static __device__ __forceinline__ u32 of_bytes(u32 spread) {
-    return fma2<bf16>((spread & 0x007f007fu) | 0x43004300u, 0x3f803f80u, (spread & 0x00800080u) | 0xc300c300u);
+    return fma2<bf16>(and_or(spread, 0x007f007fu, 0x43004300u), 0x3f803f80u, and_or(spread, 0x00800080u, 0xc300c300u));
   }
-  // Nibbles in bits 0 .. 3 of each half, less a zero point: (128 + code) - (128 + zero).
-  static __device__ __forceinline__ u32 minus_zero(u32 zero) { return 0xc300c300u | zero | zero << 16; }
+  // Nibbles in bits 0 .. 3 of each half, less a zero point, byte `at` of a word: (128 + code) - (128 + zero).
+  static __device__ __forceinline__ u32 minus_zero(u32 zeros, int at) { return both_halves(zeros, at, 0xc3u); }
   static __device__ __forceinline__ u32 of_nibbles(u32 word, u32 minus) {
-    return fma2<bf16>((word & 0x000f000fu) | 0x43004300u, 0x3f803f80u, minus);
+    return fma2<bf16>(and_or(word, 0x000f000fu, 0x43004300u), 0x3f803f80u, minus);
   }
 };
 template <>
 struct CodePair<f16> {
   static __device__ __forceinline__ u32 of_bytes(u32 spread) {  // 1024 + (code + 128), less 1152
-    return add2<f16>((spread ^ 0x00800080u) | 0x64006400u, 0xe480e480u);
+    return add2<f16>(xor_or(spread, 0x00800080u, 0x64006400u), 0xe480e480u);
   }
-  static __device__ __forceinline__ u32 minus_zero(u32 zero) { return 0xe400e400u | zero | zero << 16; }
+  static __device__ __forceinline__ u32 minus_zero(u32 zeros, int at) { return both_halves(zeros, at, 0xe4u); }
   static __device__ __forceinline__ u32 of_nibbles(u32 word, u32 minus) {  // (1024 + code) - (1024 + zero)
-    return add2<f16>((word & 0x000f000fu) | 0x64006400u, minus);
+    return add2<f16>(and_or(word, 0x000f000fu, 0x64006400u), minus);
   }
 };
 

@@ -55,6 +55,9 @@ struct Multiply {
   const int units = int(a.w.ld / kUnit);
   const int64_t tiles = (a.w.n + 15) / 16;
   const int64_t eight = int64_t(units) * (8 * kUnitBytes);  // bytes from row g to row g + 8
+  // Staged: the first word of this lane's x. Lanes past the rows read the last one again, for columns that nobody
+  // reads.
+  const int word = (g < a.m ? g : a.m - 1) * stage.stride + Op::x_at(t, 0) / 2;
   Unit w[kDepth][R];
   int64_t first;        // this lane's row g of the first tile
   const uint8_t* from;  // its first bytes there
@@ -86,12 +89,14 @@ struct Multiply {
     }
   }
   __device__ __forceinline__ void load_x(int unit, int step, int column, Eight<X>& x) const {
-    const int64_t k = int64_t(unit) * kUnit + Op::x_at(t, step);
-    const int row = 8 * column + g;
-    x = {};
-    if (row >= a.m) return;
-    if (Staged) stage.load(row, k, x);
-    else if (k < a.w.k) load_eight<X>(a.x, row, k, a.w.k, x);
+    if constexpr (Staged) {
+      stage.load(word + unit * (kUnit / 2) + Op::x_at(0, step) / 2, x);
+    } else {
+      const int64_t k = int64_t(unit) * kUnit + Op::x_at(t, step);
+      const int row = 8 * column + g;
+      x = {};
+      if (row < a.m && k < a.w.k) load_eight<X>(a.x, row, k, a.w.k, x);
+    }
   }
   __device__ __forceinline__ void run(float (&acc)[R][C][4]) {
     for (int s = 0; unit_of(s) < units; s += kDepth) {

@@ -54,7 +54,7 @@ __global__ void widen_i4_kernel(const uint8_t* codes, const f16* scales, const u
   for (int j = 0; j < 4; j++) {
     const int64_t group = (i / 4 * 4 + j) >> span_shift;  // spans of 32 in one group: 1 or 4
     const float scale = to_float(scales[group]);
-    const u32 minus = CodePair<E>::minus_zero(zeros ? zeros[group] : 8u);
+    const u32 minus = CodePair<E>::minus_zero(zeros ? zeros[group] : 8u, 0);
     u32 pairs[4];
 #pragma unroll
     for (int p = 0; p < 4; p++) {

@@ -76,10 +76,11 @@ struct Stage {
             make_uint4(v.pairs[p][0], v.pairs[p][1], v.pairs[p][2], v.pairs[p][3]);
     }
   }
-  __device__ __forceinline__ void load(int row, int64_t k, Eight<X>& out) const {
+  // 8 elements from a word of a row's first plane on.
+  __device__ __forceinline__ void load(int word, Eight<X>& out) const {
 #pragma unroll
     for (int p = 0; p < X::kPlanes; ++p) {
-      const uint4 v = *reinterpret_cast<const uint4*>(at(p, row, k));
+      const uint4 v = *reinterpret_cast<const uint4*>(words + p * (rows * stride) + word);
       out.pairs[p][0] = v.x, out.pairs[p][1] = v.y, out.pairs[p][2] = v.z, out.pairs[p][3] = v.w;
     }
   }

@@ -88,28 +88,33 @@ struct Int4 {
     u32 low_zeros, high_zeros;      // four bytes
   };
   static __device__ __forceinline__ int x_at(int t, int step) { return 32 * step + 8 * t; }
-  static __device__ __forceinline__ void load_row(const Matrix& w, int64_t row, int64_t unit, uint2& scales,
-                                                  u32& zeros) {
-    zeros = 0x08080808u;
-    if (group_of(w.format) == 32) {
-      const int64_t at = row * (w.ld / 32) + 4 * unit;
-      scales = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(w.scales) + at);
-      if (w.zeros) zeros = *reinterpret_cast<const u32*>(w.zeros + at);
-    } else {
-      const int64_t at = row * (w.ld / 128) + unit;
-      const u32 scale = static_cast<const uint16_t*>(w.scales)[at];
-      scales.x = scales.y = scale | scale << 16;
-      if (w.zeros) zeros = w.zeros[at] * 0x01010101u;
-    }
-  }
+  // Of rows `row` and `row` + 8. 32 bits count groups: there are fewer than 2^31, and addresses then take one
+  // instruction each.
   static __device__ __forceinline__ void load_more(Unit& unit, const Matrix& w, int64_t row, int64_t number) {
-    load_row(w, row, number, unit.low_scales, unit.low_zeros);
-    load_row(w, row + 8, number, unit.high_scales, unit.high_zeros);
+    const uint16_t* scales = static_cast<const uint16_t*>(w.scales);
+    unit.low_zeros = unit.high_zeros = 0x08080808u;
+    if (group_of(w.format) == 32) {
+      const u32 groups = u32(w.ld) / 32, low = u32(row) * groups + 4 * u32(number), high = low + 8 * groups;
+      unit.low_scales = *reinterpret_cast<const uint2*>(scales + low);
+      unit.high_scales = *reinterpret_cast<const uint2*>(scales + high);
+      if (w.zeros) {
+        unit.low_zeros = *reinterpret_cast<const u32*>(w.zeros + low);
+        unit.high_zeros = *reinterpret_cast<const u32*>(w.zeros + high);
+      }
+    } else {
+      const u32 groups = u32(w.ld) / 128, low = u32(row) * groups + u32(number), high = low + 8 * groups;
+      unit.low_scales.x = unit.low_scales.y = 0x10001u * scales[low];
+      unit.high_scales.x = unit.high_scales.y = 0x10001u * scales[high];
+      if (w.zeros) {
+        unit.low_zeros = 0x01010101u * w.zeros[low];
+        unit.high_zeros = 0x01010101u * w.zeros[high];
+      }
+    }
   }
   static __device__ __forceinline__ void decode(const Unit& unit, int step, u32 (&a)[2][4]) {
     const u32 low = word_of(unit.low, step), high = word_of(unit.high, step);
-    const u32 low_zero = Codes::minus_zero(unit.low_zeros >> 8 * step & 0xffu);
-    const u32 high_zero = Codes::minus_zero(unit.high_zeros >> 8 * step & 0xffu);
+    const u32 low_zero = Codes::minus_zero(unit.low_zeros, step);
+    const u32 high_zero = Codes::minus_zero(unit.high_zeros, step);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       a[i][0] = Codes::of_nibbles(low >> 8 * i, low_zero), a[i][1] = Codes::of_nibbles(high >> 8 * i, high_zero);

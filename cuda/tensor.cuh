@@ -187,6 +187,26 @@ __device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
   return as<u32>(__hfma2(as<P>(a), as<P>(b), as<P>(c)));
 }
 
+// (a & b) | c and (a ^ b) | c as one instruction: of two constants the compiler makes two.
+__device__ __forceinline__ u32 and_or(u32 a, u32 b, u32 c) {
+#if defined(PYLLM_CUDA_EMU)
+  return (a & b) | c;
+#else
+  u32 d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+#endif
+}
+__device__ __forceinline__ u32 xor_or(u32 a, u32 b, u32 c) {
+#if defined(PYLLM_CUDA_EMU)
+  return (a ^ b) | c;
+#else
+  u32 d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xbe;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+#endif
+}
+
 // 2^x, within 2 units in the last place; results below 2^-126 are 0.
 __device__ __forceinline__ float fast_exp2(float x) {
 #if defined(PYLLM_CUDA_EMU)

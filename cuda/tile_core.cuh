@@ -85,7 +85,7 @@ struct Step {
           const uint4& codes = w.codes[m][r];
           const u32 word = j == 0 ? codes.x : j == 1 ? codes.y : j == 2 ? codes.z : codes.w;
           const int g = by32 ? j : 0;
-          const u32 minus = CodePair<E>::minus_zero(w.zeros[m][r] >> 8 * g & 0xffu);
+          const u32 minus = CodePair<E>::minus_zero(w.zeros[m][r], g);
           const u32 halves = g < 2 ? w.scales[m][r].x : w.scales[m][r].y;
           scale[m][r] = to_float(as<f16>(uint16_t(halves >> 16 * (g % 2))));
           a[m][0][r] = CodePair<E>::of_nibbles(word, minus);
