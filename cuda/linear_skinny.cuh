@@ -92,10 +92,9 @@ struct Multiply {
     if constexpr (Staged) {
       stage.load(word + unit * (kUnit / 2) + Op::x_at(0, step) / 2, x);
     } else {
-      const int64_t k = int64_t(unit) * kUnit + Op::x_at(t, step);
-      const int row = 8 * column + g;
-      x = {};
-      if (row < a.m && k < a.w.k) load_eight<X>(a.x, row, k, a.w.k, x);
+      const int k = unit * kUnit + Op::x_at(t, step), row = min(8 * column + g, a.m - 1);
+      if ((unit + 1) * kUnit <= int(a.w.k)) load_eight<X>(a.x, row, k, x);
+      else load_rest<X>(a.x, row, k, int(a.w.k), x);
     }
   }
   __device__ __forceinline__ void run(float (&acc)[R][C][4]) {

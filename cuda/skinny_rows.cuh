@@ -10,17 +10,19 @@ namespace skinny {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
 
-// Elements from k on, of the 8 beginning at `at`, become 0: what lies past a row's columns is undefined.
-__device__ __forceinline__ void cut(u32 (&pairs)[4], int64_t left) {
+// Elements from `left` on, of 8, become 0: what lies past a row's columns is undefined.
+__device__ __forceinline__ void cut(u32 (&pairs)[4], int left) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     if (left < 2 * i + 2) pairs[i] = left > 2 * i ? pairs[i] & 0xffffu : 0u;
 }
 
+// 8 elements from `at` on, all of which are there. 32 bits count the elements of the 64 rows that there may be.
 template <class X>
-__device__ __forceinline__ void load_eight(const View& x, int64_t row, int64_t at, int64_t k, Eight<X>& out) {
+__device__ __forceinline__ void load_eight(const View& x, int row, int at, Eight<X>& out) {
+  const u32 begin = u32(row) * u32(x.ld) + u32(at);
   if (x.type == Type::f32) {
-    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + row * x.ld + at);
+    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + begin);
     const float4 a = from[0], b = from[1];
     const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -31,13 +33,18 @@ __device__ __forceinline__ void load_eight(const View& x, int64_t row, int64_t a
       for (int p = 0; p < X::kPlanes; ++p) out.pairs[p][i] = planes[p];
     }
   } else {
-    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(x.data) + row * x.ld + at);
+    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(x.data) + begin);
     out.pairs[0][0] = v.x, out.pairs[0][1] = v.y, out.pairs[0][2] = v.z, out.pairs[0][3] = v.w;
   }
-  if (at + 8 > k) {
+}
+// The same where a row's columns may end, zeros from there on.
+template <class X>
+__device__ __forceinline__ void load_rest(const View& x, int row, int at, int columns, Eight<X>& out) {
+  out = {};
+  if (at >= columns) return;
+  load_eight<X>(x, row, at, out);
 #pragma unroll
-    for (int p = 0; p < X::kPlanes; ++p) cut(out.pairs[p], k - at);
-  }
+  for (int p = 0; p < X::kPlanes; ++p) cut(out.pairs[p], columns - at);
 }
 
 // x of up to 8 rows in shared memory: [plane][row][words of a row], zeros from k on to ld.
@@ -67,9 +74,9 @@ struct Stage {
     const int eights = int(a.w.ld / 8);
     for (int i = int(threadIdx.x); i < eights * a.m; i += kThreads) {
       const int row = i / eights;
-      const int64_t k = int64_t(i % eights) * 8;
-      Eight<X> v = {};
-      if (k < a.w.k) load_eight<X>(a.x, row, k, a.w.k, v);
+      const int k = i % eights * 8;
+      Eight<X> v;
+      load_rest<X>(a.x, row, k, int(a.w.k), v);
 #pragma unroll
       for (int p = 0; p < X::kPlanes; ++p)
         *reinterpret_cast<uint4*>(at(p, row, k)) =
