@@ -3,8 +3,8 @@
 Usage: cuda_static.py [--filter TEXT] CUBIN...      (nvcc -cubin -arch=sm_90 ...; needs nvdisasm and c++filt)
 
 Of each kernel whose loops hold 16-byte loads and products on tensor cores: instructions of the shortest such loop (all
-its paths: an upper bound), 16-byte loads among them, bytes of these an instruction, and the share of issue slots that the
-loop takes where a multiprocessor is fed as fast as an H200's memory can: 4.3 TB/s over 132 of them at 1.7 GHz are 19
+its paths: an upper bound), 16-byte loads among them, bytes of these an instruction, and the share of issue slots that
+it takes where a multiprocessor is fed as fast as an H200's memory can: 4.3 TB/s over 132 of them at 1.7 GHz are 19
 bytes a clock, for which 4 schedulers issue an instruction of a warp each. Above 100 % memory waits for instructions.
 """
 
