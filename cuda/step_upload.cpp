@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "errors.h"
+
 namespace pyllm {
 namespace cuda {
 namespace {
@@ -107,7 +109,9 @@ void StepLayout::write(const Step& step, const StepExtras& extras, uint8_t* host
   std::copy(extras.pointers.begin(), extras.pointers.end(), at<float*>(host, pointers_));
   if (sizes_.chooses >= 0) {
     std::copy(extras.choices, extras.choices + b.logits, choices(host));
-    std::fill(choices(host) + b.logits, choices(host) + sizes_.logits, Choice());
+    Choice idle;
+    idle.temperature = 0.0;  // the cheapest to make
+    std::fill(choices(host) + b.logits, choices(host) + sizes_.logits, idle);
   }
   for (int s = 0; s < int(b.sequences); s++)
     std::copy_n(step.blocks(s), blocks_for(b.context[s]), at<const uint8_t*>(host, blocks_) + s * sizes_.width);
@@ -126,6 +130,13 @@ void StepLayout::advance(uint8_t* host) const {
     ++at<int32_t>(host, positions_)[t];
     ++at<int32_t>(host, context_)[t];
     ++choices(host)[t].step;
+  }
+}
+
+Flight::~Flight() {
+  try {
+    wait();
+  } catch (const Error&) {  // of which whoever reads tokens is told
   }
 }
 

@@ -42,6 +42,9 @@ struct StepExtras {
 class Flight {
  public:
   explicit Flight(int rows) : rows_(rows), tokens_(size_t(rows) * sizeof(int32_t)) {}
+  ~Flight();  // waits for the copy, whose memory goes
+  Flight(const Flight&) = delete;
+  Flight& operator=(const Flight&) = delete;
   int rows() const { return rows_; }
   // Enqueues the copy. Throws Error(device).
   void take(const int32_t* device, Stream stream);
