@@ -331,7 +331,6 @@ def test_loading_takes_little_more_than_the_packed_weights(tmp_path: Path, store
     assert peak <= packed + largest + 60_000_000, f"{peak / 1e6:.0f} MB for {packed / 1e6:.0f} MB of packed weights"
 
 
-@pytest.mark.cpu_only("CpuRunner by hand beside the engine")
 def test_greedy_text_of_chunks(tmp_path: Path) -> None:
     """A quantised model's text is the same however its prompt comes, here by hand and by the engine."""
     with open_checkpoint(toy_folder("llama")) as checkpoint:
