@@ -180,10 +180,13 @@ void Executor::launch_bucket(size_t routine, Bucket& bucket) {
   bucket.runs = 1;
 }
 
+bool Executor::goes_ahead(int routine) const {
+  return buckets_ && can_choose(output_cols(routine)) && !routines_[size_t(routine)].limits.whole;
+}
+
 int Executor::rows_ahead(int routine) const {
-  const bool chooses = can_choose(output_cols(routine));
   std::lock_guard<std::mutex> turn(mutex_);
-  return buckets_ && chooses && !routines_[size_t(routine)].limits.whole ? kMostRows : 0;
+  return goes_ahead(routine) ? kMostRows : 0;
 }
 
 // One that nobody holds, not even who brings its tokens to the next step.
@@ -200,12 +203,12 @@ std::shared_ptr<Flight> Executor::new_flight(int rows) {
 
 std::shared_ptr<Flight> Executor::run_ahead(int index, const Batch& batch, KvCache& cache, KvCache* cross,
                                             const Choice* choices, Cuts cuts, const std::shared_ptr<Flight>& after) {
-  if (rows_ahead(index) == 0 || (after && after->rows() != batch.rows))
+  std::lock_guard<std::mutex> turn(mutex_);
+  if (!goes_ahead(index) || (after && after->rows() != batch.rows))
     throw Error(ErrorKind::array,
                 text("[run_ahead] steps must be of a program that tokens are chosen from, with buckets on, and follow "
                      "one of as many rows, got ",
                      batch.rows, " rows after ", after ? after->rows() : 0, "; call run"));
-  std::lock_guard<std::mutex> turn(mutex_);
   DeviceGuard guard(lane_->device);
   Batch known = batch;
   const std::vector<int32_t> unread(size_t(after ? batch.rows : 0), 0);

@@ -99,6 +99,7 @@ class Executor {
   Frame frame(const Place& at, bool has_cross, float* output, int64_t output_ld) const;
   void make_room(size_t bytes);
   bool decodes(size_t routine, const StepSizes& sizes) const;
+  bool goes_ahead(int routine) const;  // whether run_ahead() takes its steps now
   Bucket& bucket(size_t routine, const StepSizes& sizes);
   void launch_bucket(size_t routine, Bucket& bucket);
   std::shared_ptr<Flight> new_flight(int rows);

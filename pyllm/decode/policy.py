@@ -29,15 +29,8 @@ Decode = Callable[[list[int]], str]
 # Options for which a search reads the logits itself where a device could choose, if they differ from their defaults.
 _READ_LOGITS = (
     *("num_beam_groups", "return_alternatives", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *(
-        "exponential_decay_length_penalty",
-        "remove_invalid_values",
-        "logits_processor",
-        "prefix_allowed_tokens_fn",
-        "output_scores",
-        "output_logits",
-        "logprobs",
-    ),
+    *("exponential_decay_length_penalty", "remove_invalid_values", "logits_processor", "prefix_allowed_tokens_fn"),
+    *("output_scores", "output_logits", "logprobs"),
 )
 
 

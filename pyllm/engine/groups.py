@@ -115,8 +115,8 @@ class Choosing:
     def take_members(
         self, chosen: NDArray[np.int32], logits: Callable[[Group, int], NDArray[np.float32]]
     ) -> list[Group]:
-        """The same with what a device has chosen, of each row. logits: those
-        of a group, in a row, for which that was nothing."""
+        """The same with what a device has chosen, of each row. logits: those of a group, in a row, for which that was
+        nothing."""
         assert self.lanes is not None
         tokens, over = self.lanes.take(chosen)
         if tokens is None:
